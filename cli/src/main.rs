@@ -1,0 +1,2 @@
+//! The `imprompt` command.
+fn main() {}
