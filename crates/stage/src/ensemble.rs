@@ -1,0 +1,224 @@
+//! The ensembles: which stage's output feeds which stage's input. The shipped
+//! config.pbtxt files are made from these, and the `imprompt` command runs
+//! them in-process.
+
+use crate::signature::{Dtype, Signature, StageKind, TensorSpec};
+
+/// One step: a stage, and for each of its tensors the ensemble's name for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// The stage.
+    pub stage: StageKind,
+    /// (the stage's input, the ensemble's tensor).
+    pub inputs: &'static [(&'static str, &'static str)],
+    /// (the stage's output, the ensemble's tensor).
+    pub outputs: &'static [(&'static str, &'static str)],
+}
+
+/// An ensemble: what users call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ensemble {
+    /// The model's name in a repository.
+    pub name: &'static str,
+    /// The inputs, in the order of the contract.
+    pub inputs: &'static [&'static str],
+    /// The outputs.
+    pub outputs: &'static [&'static str],
+    /// The steps; each one's inputs are made by the ones before it.
+    pub steps: &'static [Step],
+}
+
+const CLIP_PIXELS: Step = Step {
+    stage: StageKind::Preprocess,
+    inputs: &[("image", "image")],
+    outputs: &[("clip_pixel_values", "clip_pixel_values")],
+};
+
+/// Every ensemble of a repository that has both a CLIP and a captioner.
+pub const ENSEMBLES: [Ensemble; 5] = [
+    Ensemble {
+        name: "interrogate",
+        inputs: &["image", "mode", "given_caption", "min_flavors", "max_flavors", "max_new_tokens"],
+        outputs: &["prompt", "caption", "similarity", "report"],
+        steps: &[
+            Step {
+                stage: StageKind::Preprocess,
+                inputs: &[("image", "image")],
+                outputs: &[
+                    ("clip_pixel_values", "clip_pixel_values"),
+                    ("caption_pixel_values", "caption_pixel_values"),
+                ],
+            },
+            Step {
+                stage: StageKind::ClipImage,
+                inputs: &[("pixel_values", "clip_pixel_values")],
+                outputs: &[("image_embeds", "image_embeds")],
+            },
+            Step {
+                stage: StageKind::Captioner,
+                inputs: &[
+                    ("pixel_values", "caption_pixel_values"),
+                    ("max_new_tokens", "max_new_tokens"),
+                    ("mode", "mode"),
+                    ("given_caption", "given_caption"),
+                ],
+                outputs: &[("caption", "caption")],
+            },
+            Step {
+                stage: StageKind::Ranker,
+                inputs: &[
+                    ("image_embeds", "image_embeds"),
+                    ("caption", "caption"),
+                    ("mode", "mode"),
+                    ("min_flavors", "min_flavors"),
+                    ("max_flavors", "max_flavors"),
+                ],
+                outputs: &[
+                    ("prompt", "prompt"),
+                    ("similarity", "similarity"),
+                    ("report", "report"),
+                ],
+            },
+        ],
+    },
+    Ensemble {
+        name: "caption",
+        inputs: &["image", "text", "max_new_tokens"],
+        outputs: &["caption"],
+        steps: &[
+            Step {
+                stage: StageKind::Preprocess,
+                inputs: &[("image", "image")],
+                outputs: &[("caption_pixel_values", "caption_pixel_values")],
+            },
+            Step {
+                stage: StageKind::Captioner,
+                inputs: &[
+                    ("pixel_values", "caption_pixel_values"),
+                    ("text", "text"),
+                    ("max_new_tokens", "max_new_tokens"),
+                ],
+                outputs: &[("caption", "caption")],
+            },
+        ],
+    },
+    Ensemble {
+        name: "zero_shot",
+        inputs: &["image", "labels", "vocabulary", "template", "top_k"],
+        outputs: &["label", "probability", "similarity"],
+        steps: &[
+            CLIP_PIXELS,
+            Step {
+                stage: StageKind::ClipImage,
+                inputs: &[("pixel_values", "clip_pixel_values")],
+                outputs: &[("image_embeds", "image_embeds")],
+            },
+            Step {
+                stage: StageKind::Tagger,
+                inputs: &[
+                    ("image_embeds", "image_embeds"),
+                    ("labels", "labels"),
+                    ("vocabulary", "vocabulary"),
+                    ("template", "template"),
+                    ("top_k", "top_k"),
+                ],
+                outputs: &[
+                    ("label", "label"),
+                    ("probability", "probability"),
+                    ("similarity", "similarity"),
+                ],
+            },
+        ],
+    },
+    Ensemble {
+        name: "embed_image",
+        inputs: &["image"],
+        outputs: &["embedding"],
+        steps: &[
+            CLIP_PIXELS,
+            Step {
+                stage: StageKind::ClipImage,
+                inputs: &[("pixel_values", "clip_pixel_values")],
+                outputs: &[("image_embeds", "embedding")],
+            },
+        ],
+    },
+    Ensemble {
+        name: "embed_text",
+        inputs: &["text"],
+        outputs: &["embedding"],
+        steps: &[Step {
+            stage: StageKind::ClipText,
+            inputs: &[("text", "text")],
+            outputs: &[("text_embeds", "embedding")],
+        }],
+    },
+];
+
+impl Ensemble {
+    /// The ensemble of that name.
+    pub fn by_name(name: &str) -> Option<&'static Ensemble> {
+        ENSEMBLES.iter().find(|ensemble| ensemble.name == name)
+    }
+
+    /// The ensemble's own signature, from the signatures of its stages.
+    pub fn signature(&self, of_stage: impl Fn(StageKind) -> Signature) -> Signature {
+        let inputs = self.inputs.iter().map(|name| self.tensor(name, false, &of_stage)).collect();
+        let outputs = self.outputs.iter().map(|name| self.tensor(name, true, &of_stage)).collect();
+        Signature { inputs, outputs }
+    }
+
+    /// The spec of the ensemble's tensor `name`, taken from a stage that makes
+    /// (`is_output`) or takes it. Every name of `inputs` and `outputs` is in a step:
+    /// a test of this crate checks it.
+    fn tensor(
+        &self,
+        name: &'static str,
+        is_output: bool,
+        of_stage: &impl Fn(StageKind) -> Signature,
+    ) -> TensorSpec {
+        for step in self.steps {
+            let map = if is_output { step.outputs } else { step.inputs };
+            let signature = of_stage(step.stage);
+            let specs = if is_output { signature.outputs } else { signature.inputs };
+            let found = map
+                .iter()
+                .find(|(_, outer)| *outer == name)
+                .and_then(|(inner, _)| specs.into_iter().find(|spec| spec.name == *inner));
+            if let Some(spec) = found {
+                // Raggedness is the business of a stage's own batcher.
+                return TensorSpec { name, ragged: false, ..spec };
+            }
+        }
+        TensorSpec { name, dtype: Dtype::Bytes, dims: vec![], optional: false, ragged: false }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_tensor_comes_from_somewhere() {
+        for ensemble in &ENSEMBLES {
+            let mut known: Vec<&str> = ensemble.inputs.to_vec();
+            for step in ensemble.steps {
+                let signature = step.stage.signature();
+                for (inner, outer) in step.inputs {
+                    assert!(known.contains(outer), "{}: {outer}", ensemble.name);
+                    assert!(signature.inputs.iter().any(|spec| spec.name == *inner));
+                }
+                for spec in signature.inputs.iter().filter(|spec| !spec.optional) {
+                    assert!(step.inputs.iter().any(|(inner, _)| *inner == spec.name));
+                }
+                for (inner, outer) in step.outputs {
+                    assert!(signature.outputs.iter().any(|spec| spec.name == *inner));
+                    known.push(outer);
+                }
+            }
+            assert!(ensemble.outputs.iter().all(|name| known.contains(name)));
+            let signature = ensemble.signature(StageKind::signature);
+            assert!(signature.inputs.iter().chain(&signature.outputs).all(|s| !s.dims.is_empty()));
+        }
+    }
+}

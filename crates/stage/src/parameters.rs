@@ -1,0 +1,110 @@
+//! What the owner of a repository may set in config.pbtxt's `parameters`.
+
+use std::path::PathBuf;
+
+use imprompt_error::{Error, Result};
+
+/// Settings of a stage. Every key of config.pbtxt's `parameters` is a field's
+/// name; unknown keys are refused.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Parameters {
+    /// Threads of one instance's engine session; 0: one a core.
+    pub threads: usize,
+    /// The ONNX Runtime library to open; none: looked for in the usual places.
+    pub onnxruntime: Option<PathBuf>,
+    /// Most bytes of one encoded picture.
+    pub max_image_bytes: usize,
+    /// Most pixels on a picture's side.
+    pub max_image_side: u32,
+    /// Most pixels of a picture, width times height.
+    pub max_image_pixels: u64,
+    /// Most labels of one request.
+    pub max_labels: usize,
+    /// Most bytes of one text: a label, a template, a caption, a prompt.
+    pub max_text_bytes: usize,
+    /// Most label embeddings kept for requests to come.
+    pub label_cache_size: usize,
+    /// Milliseconds after which a request is given up between two steps; 0: never.
+    pub deadline_ms: u64,
+}
+
+impl Default for Parameters {
+    fn default() -> Self {
+        Parameters {
+            threads: 0,
+            onnxruntime: None,
+            max_image_bytes: 20 << 20,
+            max_image_side: 16_384,
+            max_image_pixels: 64_000_000,
+            max_labels: 1_000,
+            max_text_bytes: 4_096,
+            label_cache_size: 65_536,
+            deadline_ms: 0,
+        }
+    }
+}
+
+impl Parameters {
+    /// The keys that [`Self::set`] knows.
+    pub const KEYS: [&'static str; 9] = [
+        "threads",
+        "onnxruntime",
+        "max_image_bytes",
+        "max_image_side",
+        "max_image_pixels",
+        "max_labels",
+        "max_text_bytes",
+        "label_cache_size",
+        "deadline_ms",
+    ];
+
+    /// Sets one parameter from its text in config.pbtxt.
+    pub fn set(&mut self, key: &str, value: &str) -> Result<()> {
+        match key {
+            "threads" => self.threads = number(key, value, 0, 1_024)?,
+            "onnxruntime" => self.onnxruntime = Some(PathBuf::from(value)),
+            "max_image_bytes" => self.max_image_bytes = number(key, value, 1, 1 << 30)?,
+            "max_image_side" => self.max_image_side = number(key, value, 1, 65_535)?,
+            "max_image_pixels" => self.max_image_pixels = number(key, value, 1, 1 << 30)?,
+            "max_labels" => self.max_labels = number(key, value, 1, 1_000_000)?,
+            "max_text_bytes" => self.max_text_bytes = number(key, value, 1, 1 << 20)?,
+            "label_cache_size" => self.label_cache_size = number(key, value, 0, 10_000_000)?,
+            "deadline_ms" => self.deadline_ms = number(key, value, 0, 86_400_000)?,
+            _ => {
+                return Err(Error::bad_model(format!(
+                    "config.pbtxt: unknown parameter `{key}`; the parameters are {}",
+                    Self::KEYS.join(", ")
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn number<T>(key: &str, value: &str, least: T, most: T) -> Result<T>
+where
+    T: std::str::FromStr + PartialOrd + std::fmt::Display,
+{
+    value.trim().parse().ok().filter(|number| (&least..=&most).contains(&number)).ok_or_else(|| {
+        Error::bad_model(format!(
+            "config.pbtxt: parameter `{key}`: not a whole number from {least} to {most}"
+        ))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_key_is_settable_and_others_are_refused() {
+        let mut parameters = Parameters::default();
+        for key in Parameters::KEYS {
+            parameters.set(key, "7").unwrap();
+        }
+        assert_eq!((parameters.threads, parameters.max_image_pixels), (7, 7));
+        assert!(parameters.set("thread", "1").is_err());
+        assert!(parameters.set("threads", "-1").is_err());
+        assert!(parameters.set("max_image_side", "70000").is_err());
+    }
+}

@@ -1,0 +1,176 @@
+//! Names, types and shapes of every stage's tensors: the one place they are
+//! written down. config.pbtxt files and auto-completion are made from these.
+
+use std::fmt;
+
+use imprompt_error::{Error, Result};
+
+/// Element types that cross a stage's border.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dtype {
+    /// 32-bit float.
+    Fp32,
+    /// 32-bit signed integer.
+    Int32,
+    /// Byte strings.
+    Bytes,
+}
+
+impl Dtype {
+    /// The name in config.pbtxt and in a model configuration as JSON.
+    pub fn config_name(self) -> &'static str {
+        match self {
+            Dtype::Fp32 => "TYPE_FP32",
+            Dtype::Int32 => "TYPE_INT32",
+            Dtype::Bytes => "TYPE_STRING",
+        }
+    }
+}
+
+impl fmt::Display for Dtype {
+    /// The name in the KServe v2 protocol.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Dtype::Fp32 => "FP32",
+            Dtype::Int32 => "INT32",
+            Dtype::Bytes => "BYTES",
+        })
+    }
+}
+
+/// One input or output; `dims` without the batch dimension, -1 for any size.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorSpec {
+    /// The name.
+    pub name: &'static str,
+    /// The element type.
+    pub dtype: Dtype,
+    /// The shape of one item.
+    pub dims: Vec<i64>,
+    /// Whether a request may leave it out.
+    pub optional: bool,
+    /// Whether requests of one batch may differ in its size.
+    pub ragged: bool,
+}
+
+/// The inputs and outputs of a model that batches.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Signature {
+    /// The inputs.
+    pub inputs: Vec<TensorSpec>,
+    /// The outputs.
+    pub outputs: Vec<TensorSpec>,
+}
+
+/// The largest batch a stage takes by default.
+pub const MAX_BATCH_SIZE: usize = 8;
+
+/// The kinds of stage, one a Triton model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum StageKind {
+    /// Decodes and orients a picture, and resizes it as CLIP and the captioner want it.
+    Preprocess,
+    /// CLIP's image tower.
+    ClipImage,
+    /// CLIP's text tower.
+    ClipText,
+    /// The caption model: vision, qformer, decoder.
+    Captioner,
+    /// CLIP Interrogator: label tables, chain, modes.
+    Ranker,
+    /// Zero-shot labels.
+    Tagger,
+}
+
+impl StageKind {
+    /// Every kind, in the order a request meets them.
+    pub const ALL: [StageKind; 6] = [
+        StageKind::Preprocess,
+        StageKind::ClipImage,
+        StageKind::ClipText,
+        StageKind::Captioner,
+        StageKind::Ranker,
+        StageKind::Tagger,
+    ];
+
+    /// The name: of the stage in its [`crate::STAGE_FILE`], and of its model in a repository.
+    pub fn name(self) -> &'static str {
+        match self {
+            StageKind::Preprocess => "preprocess",
+            StageKind::ClipImage => "clip_image",
+            StageKind::ClipText => "clip_text",
+            StageKind::Captioner => "captioner",
+            StageKind::Ranker => "ranker",
+            StageKind::Tagger => "tagger",
+        }
+    }
+
+    /// The kind of that name.
+    pub fn from_name(name: &str) -> Result<Self> {
+        Self::ALL.into_iter().find(|kind| kind.name() == name).ok_or_else(|| {
+            let names: Vec<_> = Self::ALL.iter().map(|kind| kind.name()).collect();
+            Error::bad_model(format!("unknown stage; the stages are {}", names.join(", ")))
+        })
+    }
+
+    /// The signature before the sizes of a certain model are known (-1).
+    pub fn signature(self) -> Signature {
+        use Dtype::{Bytes, Fp32, Int32};
+        let pixel_values = |name| required(name, Fp32, vec![3, -1, -1]);
+        let embeds = |name| required(name, Fp32, vec![-1]);
+        let text = |name| required(name, Bytes, vec![1]);
+        let (inputs, outputs) = match self {
+            StageKind::Preprocess => (
+                vec![text("image")],
+                vec![pixel_values("clip_pixel_values"), pixel_values("caption_pixel_values")],
+            ),
+            StageKind::ClipImage => {
+                (vec![pixel_values("pixel_values")], vec![embeds("image_embeds")])
+            }
+            StageKind::ClipText => (vec![text("text")], vec![embeds("text_embeds")]),
+            StageKind::Captioner => (
+                vec![
+                    pixel_values("pixel_values"),
+                    optional("text", Bytes),
+                    optional("max_new_tokens", Int32),
+                    optional("mode", Bytes),
+                    optional("given_caption", Bytes),
+                ],
+                vec![text("caption")],
+            ),
+            StageKind::Ranker => (
+                vec![
+                    embeds("image_embeds"),
+                    text("caption"),
+                    optional("mode", Bytes),
+                    optional("min_flavors", Int32),
+                    optional("max_flavors", Int32),
+                ],
+                vec![text("prompt"), required("similarity", Fp32, vec![1]), text("report")],
+            ),
+            StageKind::Tagger => (
+                vec![
+                    embeds("image_embeds"),
+                    TensorSpec { dims: vec![-1], ragged: true, ..optional("labels", Bytes) },
+                    optional("vocabulary", Bytes),
+                    optional("template", Bytes),
+                    optional("top_k", Int32),
+                ],
+                vec![
+                    required("label", Bytes, vec![-1]),
+                    required("probability", Fp32, vec![-1]),
+                    required("similarity", Fp32, vec![-1]),
+                ],
+            ),
+        };
+        Signature { inputs, outputs }
+    }
+}
+
+fn required(name: &'static str, dtype: Dtype, dims: Vec<i64>) -> TensorSpec {
+    TensorSpec { name, dtype, dims, optional: false, ragged: false }
+}
+
+fn optional(name: &'static str, dtype: Dtype) -> TensorSpec {
+    TensorSpec { name, dtype, dims: vec![1], optional: true, ragged: false }
+}
