@@ -1,0 +1,45 @@
+# Sourced by the scripts of this folder: where things are, and how to say what is done.
+# shellcheck shell=bash
+
+PROJECT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+# Everything that is fetched or built for trying imprompt lives here, outside git.
+IMPROMPT_HOME=${IMPROMPT_HOME:-$PROJECT/.imprompt}
+export IMPROMPT_HOME
+IMPROMPT_TRITONSERVER=$IMPROMPT_HOME/tritonserver/pytriton/tritonserver/bin/tritonserver
+IMPROMPT_ONNXRUNTIME=$IMPROMPT_HOME/onnxruntime/onnxruntime/capi/libonnxruntime.so.1.32.0
+IMPROMPT_DEMO_REPOSITORY=$IMPROMPT_HOME/demo-repository
+export IMPROMPT_TRITONSERVER IMPROMPT_ONNXRUNTIME IMPROMPT_DEMO_REPOSITORY
+
+SCRIPT_STARTED=$SECONDS
+
+# say TEXT: one line about what is being done, with the seconds since the script began.
+say() {
+    if [ -t 2 ]; then
+        printf '\033[1;36m[%3ds]\033[0m %s\n' $((SECONDS - SCRIPT_STARTED)) "$*" >&2
+    else
+        printf '[%3ds] %s\n' $((SECONDS - SCRIPT_STARTED)) "$*" >&2
+    fi
+}
+
+# fail TEXT [HINT]
+fail() {
+    printf 'error: %s\n' "$1" >&2
+    [ $# -lt 2 ] || printf 'hint: %s\n' "$2" >&2
+    exit 1
+}
+
+# build_release: the backend and the command, as users run them.
+build_release() {
+    say "building libtriton_imprompt.so and the imprompt command (the first time takes minutes)"
+    (cd "$PROJECT" && cargo build --release --locked -p triton_imprompt -p imprompt)
+}
+
+# build_demo_repository: the model repository of the embedded demo models.
+build_demo_repository() {
+    say "making the model repository of the demo models in ${IMPROMPT_DEMO_REPOSITORY#"$PROJECT"/}"
+    "$PROJECT/target/release/imprompt" build \
+        --clip "$PROJECT/models/demo-clip" \
+        --captioner "$PROJECT/models/demo-blip2" \
+        --vocabulary "$PROJECT/models/demo-vocabulary" \
+        --out "$IMPROMPT_DEMO_REPOSITORY"
+}
