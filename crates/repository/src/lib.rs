@@ -1,1 +1,14 @@
-//! imprompt-repository.
+//! Model repositories: config.pbtxt, building from Hugging Face model folders,
+//! label tables, and the same stages run in-process. No Triton, no network.
+#![forbid(unsafe_code)]
+
+pub mod config;
+mod files;
+mod in_process;
+mod layout;
+mod manifest;
+mod progress;
+
+pub use in_process::InProcess;
+pub use manifest::{FileEntry, Manifest, Source, TableEntry};
+pub use progress::{Progress, Silent, Unit};

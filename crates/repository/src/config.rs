@@ -1,0 +1,319 @@
+//! config.pbtxt of every model, made from the signatures of the stages and from
+//! the table of ensembles. The files in the project's `model_repository/` are
+//! exactly what [`stage_config`] and [`ensemble_config`] give with [`Sizes::default`]:
+//! a test compares them.
+
+use std::fmt::Write as _;
+
+use imprompt_stage::ensemble::{Ensemble, Step};
+use imprompt_stage::signature::MAX_BATCH_SIZE;
+use imprompt_stage::{Parameters, Signature, StageKind, TensorSpec};
+
+/// How many requests may wait in front of a stage; one more is answered 503.
+/// Triton's own default is "any number", which ends when memory does.
+const MAX_QUEUE_SIZE: usize = 64;
+
+/// The sizes that a certain pair of models has; `None` is written as -1.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sizes {
+    /// Height and width of CLIP's `pixel_values`.
+    pub clip_pixels: Option<[usize; 2]>,
+    /// Height and width of the captioner's `pixel_values`.
+    pub caption_pixels: Option<[usize; 2]>,
+    /// Length of CLIP's embeddings.
+    pub embedding: Option<usize>,
+}
+
+/// The signature of `kind` with the sizes filled in, and without the outputs
+/// for which the repository has no model.
+pub fn stage_signature(kind: StageKind, sizes: &Sizes, has: Models) -> Signature {
+    let mut signature = kind.signature();
+    if kind == StageKind::Preprocess {
+        signature.outputs.retain(|spec| match spec.name {
+            "clip_pixel_values" => has.clip,
+            "caption_pixel_values" => has.captioner,
+            _ => true,
+        });
+    }
+    for spec in signature.inputs.iter_mut().chain(&mut signature.outputs) {
+        fill(kind, spec, sizes);
+    }
+    signature
+}
+
+/// Which models a repository has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Models {
+    /// A CLIP.
+    pub clip: bool,
+    /// A captioner.
+    pub captioner: bool,
+}
+
+impl Models {
+    /// Both of them, as the shipped configurations have it.
+    pub const BOTH: Models = Models { clip: true, captioner: true };
+}
+
+fn fill(kind: StageKind, spec: &mut TensorSpec, sizes: &Sizes) {
+    let pixels = match (kind, spec.name) {
+        (_, "clip_pixel_values") | (StageKind::ClipImage, "pixel_values") => sizes.clip_pixels,
+        (_, "caption_pixel_values") | (StageKind::Captioner, "pixel_values") => {
+            sizes.caption_pixels
+        }
+        _ => None,
+    };
+    if let (Some([height, width]), [_, rows, columns]) = (pixels, spec.dims.as_mut_slice()) {
+        (*rows, *columns) = (dim(height), dim(width));
+    }
+    let is_embedding = matches!(spec.name, "image_embeds" | "text_embeds");
+    if let (true, Some(embedding), [only]) = (is_embedding, sizes.embedding, &mut spec.dims[..]) {
+        *only = dim(embedding);
+    }
+}
+
+fn dim(size: usize) -> i64 {
+    i64::try_from(size).unwrap_or(-1)
+}
+
+/// config.pbtxt of the stage `kind`, with `threads` for its engine session.
+pub fn stage_config(kind: StageKind, sizes: &Sizes, has: Models, threads: usize) -> String {
+    let signature = stage_signature(kind, sizes, has);
+    let mut out = String::new();
+    comment(&mut out, purpose(kind));
+    comment(&mut out, "The files of this stage are in 1/; 1/stage.json says what they are.");
+    out.push_str("backend: \"imprompt\"\n");
+    let _ = writeln!(out, "max_batch_size: {MAX_BATCH_SIZE}");
+    tensors(&mut out, "input", &signature.inputs);
+    tensors(&mut out, "output", &signature.outputs);
+    out.push('\n');
+    comment(
+        &mut out,
+        match kind {
+            StageKind::Preprocess => "Instances decode side by side.",
+            _ => "Each instance has an engine session of its own; the weights are shared.",
+        },
+    );
+    out.push_str("instance_group [ { count: 1 kind: KIND_CPU } ]\n\n");
+    comment(&mut out, "Requests that wait are run together. A full queue answers 503.");
+    out.push_str("dynamic_batching {\n  default_queue_policy {\n");
+    let _ = writeln!(out, "    max_queue_size: {MAX_QUEUE_SIZE}");
+    out.push_str("    allow_timeout_override: true\n  }\n}\n\n");
+    for (key, value, note) in parameters(kind, threads) {
+        comment(&mut out, note);
+        let _ = writeln!(out, "parameters {{");
+        let _ = writeln!(out, "  key: \"{key}\"\n  value: {{ string_value: \"{value}\" }}\n}}");
+    }
+    out
+}
+
+/// config.pbtxt of an ensemble.
+pub fn ensemble_config(ensemble: &Ensemble, sizes: &Sizes, has: Models) -> String {
+    let mut signature = ensemble.signature(|kind| stage_signature(kind, sizes, has));
+    // A client sees one length: the raggedness of a stage's batch is the stage's business.
+    for spec in signature.inputs.iter_mut().chain(&mut signature.outputs) {
+        spec.ragged = false;
+    }
+    let mut out = String::new();
+    comment(&mut out, ensemble_purpose(ensemble.name));
+    // Literally this: SageMaker's front end searches the text for it.
+    out.push_str("platform: \"ensemble\"\n");
+    let _ = writeln!(out, "max_batch_size: {MAX_BATCH_SIZE}");
+    tensors(&mut out, "input", &signature.inputs);
+    tensors(&mut out, "output", &signature.outputs);
+    out.push_str("ensemble_scheduling {\n  step [\n");
+    for (index, step) in ensemble.steps.iter().enumerate() {
+        one_step(&mut out, step, has, index + 1 == ensemble.steps.len());
+    }
+    out.push_str("  ]\n}\n");
+    out
+}
+
+fn one_step(out: &mut String, step: &Step, has: Models, is_last: bool) {
+    let _ = writeln!(out, "    {{\n      model_name: \"{}\"", step.stage.name());
+    out.push_str("      model_version: -1\n");
+    for (inner, outer) in step.inputs {
+        let _ = writeln!(out, "      input_map {{ key: \"{inner}\" value: \"{outer}\" }}");
+    }
+    let signature = stage_signature(step.stage, &Sizes::default(), has);
+    for (inner, outer) in step.outputs {
+        if signature.outputs.iter().any(|spec| spec.name == *inner) {
+            let _ = writeln!(out, "      output_map {{ key: \"{inner}\" value: \"{outer}\" }}");
+        }
+    }
+    out.push_str(if is_last { "    }\n" } else { "    },\n" });
+}
+
+fn comment(out: &mut String, text: &str) {
+    let _ = writeln!(out, "# {text}");
+}
+
+fn tensors(out: &mut String, field: &str, specs: &[TensorSpec]) {
+    let _ = writeln!(out, "{field} [");
+    for (index, spec) in specs.iter().enumerate() {
+        let dims: Vec<String> = spec.dims.iter().map(i64::to_string).collect();
+        let _ = writeln!(out, "  {{\n    name: \"{}\"", spec.name);
+        let _ = writeln!(out, "    data_type: {}", spec.dtype.config_name());
+        let _ = writeln!(out, "    dims: [ {} ]", dims.join(", "));
+        if spec.optional {
+            out.push_str("    optional: true\n");
+        }
+        if spec.ragged {
+            out.push_str("    allow_ragged_batch: true\n");
+        }
+        out.push_str(if index + 1 == specs.len() { "  }\n" } else { "  },\n" });
+    }
+    out.push_str("]\n");
+}
+
+fn purpose(kind: StageKind) -> &'static str {
+    match kind {
+        StageKind::Preprocess => {
+            "Decodes and orients a picture, and resizes it as CLIP and the captioner want it."
+        }
+        StageKind::ClipImage => "CLIP's image tower: pixels to an L2-normalised embedding.",
+        StageKind::ClipText => "CLIP's text tower: a text to an L2-normalised embedding.",
+        StageKind::Captioner => "The caption model: pixels, and an optional prompt, to a caption.",
+        StageKind::Ranker => {
+            "CLIP Interrogator: ranks the label tables against a picture and chains terms to a prompt."
+        }
+        StageKind::Tagger => "Zero-shot labels: of the request, or of a stored label table.",
+    }
+}
+
+fn ensemble_purpose(name: &str) -> &'static str {
+    match name {
+        "interrogate" => "A picture to the prompt that would draw it.",
+        "caption" => "A picture to a caption, or to the continuation of a text.",
+        "zero_shot" => {
+            "A picture and labels to probabilities: send `labels`, or the name of a stored \
+             `vocabulary`."
+        }
+        "embed_image" => "A picture to its CLIP embedding.",
+        "embed_text" => "A text to its CLIP embedding.",
+        _ => "An ensemble of the stages beside it.",
+    }
+}
+
+/// (key, value, why one would change it) of the parameters worth showing.
+fn parameters(kind: StageKind, threads: usize) -> Vec<(&'static str, String, &'static str)> {
+    let default = Parameters::default();
+    let session = ("threads", threads.to_string(), "Threads of one instance; 0: one a core.");
+    let text = (
+        "max_text_bytes",
+        default.max_text_bytes.to_string(),
+        "Most bytes of one text of a request.",
+    );
+    let deadline = (
+        "deadline_ms",
+        default.deadline_ms.to_string(),
+        "Milliseconds after which a request is given up between two steps; 0: never.",
+    );
+    match kind {
+        StageKind::Preprocess => vec![
+            (
+                "max_image_bytes",
+                default.max_image_bytes.to_string(),
+                "Most bytes of an encoded picture.",
+            ),
+            ("max_image_side", default.max_image_side.to_string(), "Most pixels on a side."),
+            (
+                "max_image_pixels",
+                default.max_image_pixels.to_string(),
+                "Most pixels of a picture, known from its header before it is decoded.",
+            ),
+        ],
+        StageKind::ClipImage => vec![session],
+        StageKind::ClipText => vec![session, text],
+        StageKind::Captioner | StageKind::Ranker => vec![session, text, deadline],
+        StageKind::Tagger => vec![
+            session,
+            text,
+            ("max_labels", default.max_labels.to_string(), "Most labels of one request."),
+            (
+                "label_cache_size",
+                default.label_cache_size.to_string(),
+                "Label embeddings kept for requests to come.",
+            ),
+        ],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use imprompt_stage::ensemble::ENSEMBLES;
+    use std::path::PathBuf;
+
+    /// Every shipped configuration: (path under `model_repository/`, text).
+    fn shipped() -> Vec<(String, String)> {
+        let sizes = Sizes::default();
+        let stages = StageKind::ALL
+            .into_iter()
+            .map(|kind| (kind.name().to_owned(), stage_config(kind, &sizes, Models::BOTH, 0)));
+        let ensembles = ENSEMBLES.iter().map(|ensemble| {
+            (ensemble.name.to_owned(), ensemble_config(ensemble, &sizes, Models::BOTH))
+        });
+        stages.chain(ensembles).map(|(name, text)| (format!("{name}/config.pbtxt"), text)).collect()
+    }
+
+    /// `IMPROMPT_WRITE_CONFIGS=1 cargo test -p imprompt-repository shipped` writes them anew.
+    #[test]
+    fn shipped_files_equal_the_rendering() {
+        let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../model_repository");
+        let configs = shipped();
+        for (path, text) in &configs {
+            let file = root.join(path);
+            if std::env::var_os("IMPROMPT_WRITE_CONFIGS").is_some() {
+                std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+                std::fs::write(&file, text).unwrap();
+            }
+            let found = std::fs::read_to_string(&file).unwrap_or_default();
+            assert_eq!(&found, text, "{path} differs from its rendering");
+        }
+        let folders = std::fs::read_dir(&root)
+            .unwrap()
+            .filter(|entry| entry.as_ref().unwrap().file_type().unwrap().is_dir());
+        assert_eq!(folders.count(), configs.len());
+    }
+
+    #[test]
+    fn sizes_replace_minus_one() {
+        let sizes = Sizes {
+            clip_pixels: Some([224, 224]),
+            caption_pixels: Some([364, 280]),
+            embedding: Some(512),
+        };
+        let preprocess = stage_config(StageKind::Preprocess, &sizes, Models::BOTH, 0);
+        assert!(preprocess.contains("dims: [ 3, 224, 224 ]"), "{preprocess}");
+        assert!(preprocess.contains("dims: [ 3, 364, 280 ]"));
+        let embed = Ensemble::by_name("embed_text").unwrap();
+        assert!(ensemble_config(embed, &sizes, Models::BOTH).contains("dims: [ 512 ]"));
+        let tagger = stage_config(StageKind::Tagger, &sizes, Models::BOTH, 3);
+        assert!(tagger.contains("dims: [ -1 ]\n    optional: true\n    allow_ragged_batch: true"));
+        assert!(tagger.contains("key: \"threads\"\n  value: { string_value: \"3\" }"));
+        for kind in StageKind::ALL {
+            let text = stage_config(kind, &sizes, Models::BOTH, 0);
+            let dims_of_labels = if kind == StageKind::Tagger { 4 } else { 0 };
+            assert_eq!(text.matches("[ -1 ]").count(), dims_of_labels, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_repository_without_a_captioner_has_no_caption_pixels() {
+        let has = Models { clip: true, captioner: false };
+        let text = stage_config(StageKind::Preprocess, &Sizes::default(), has, 0);
+        assert!(text.contains("\"clip_pixel_values\"") && !text.contains("caption_pixel_values"));
+    }
+
+    #[test]
+    fn every_parameter_shown_is_one_that_a_stage_takes() {
+        for kind in StageKind::ALL {
+            let mut taken = Parameters::default();
+            for (key, value, _) in parameters(kind, 0) {
+                taken.set(key, &value).unwrap();
+            }
+            assert_eq!(taken, Parameters::default());
+        }
+    }
+}
