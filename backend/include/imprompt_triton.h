@@ -121,6 +121,9 @@ struct TRITONSERVER_Error* TRITONSERVER_MetricIncrement(
 /* The backend. */
 struct TRITONSERVER_Error* TRITONBACKEND_ApiVersion(
     uint32_t* major, uint32_t* minor);
+struct TRITONSERVER_Error* TRITONBACKEND_BackendConfig(
+    struct TRITONBACKEND_Backend* backend,
+    struct TRITONSERVER_Message** backend_config);
 struct TRITONSERVER_Error* TRITONBACKEND_BackendState(
     struct TRITONBACKEND_Backend* backend, void** state);
 struct TRITONSERVER_Error* TRITONBACKEND_BackendSetState(
@@ -158,8 +161,6 @@ struct TRITONSERVER_Error* TRITONBACKEND_ModelSetState(
     struct TRITONBACKEND_Model* model, void* state);
 
 /* Instances. */
-struct TRITONSERVER_Error* TRITONBACKEND_ModelInstanceName(
-    struct TRITONBACKEND_ModelInstance* instance, const char** name);
 struct TRITONSERVER_Error* TRITONBACKEND_ModelInstanceKind(
     struct TRITONBACKEND_ModelInstance* instance,
     TRITONSERVER_InstanceGroupKind* kind);

@@ -1,16 +1,14 @@
 //! What the Triton backend does between Triton's C API and a stage, without a
-//! name of that API: model configurations, tensors out of buffers and back,
-//! deadlines, and a worker that outlives the panics of its stage.
+//! name of that API: model configurations, tensors out of buffers and back, and
+//! a worker that outlives the panics of its stage.
 #![forbid(unsafe_code)]
 
 pub mod config;
-mod deadline;
 mod gather;
 mod guard;
 mod scatter;
 mod worker;
 
-pub use deadline::Deadline;
 pub use gather::{RawInput, gather};
 pub use guard::catch;
 pub use scatter::wanted_outputs;

@@ -1,0 +1,179 @@
+//! An instance: one worker that executes one batch at a time.
+
+use std::ptr;
+use std::sync::Arc;
+
+use imprompt_error::{Cancellation, Result};
+use imprompt_host::Worker;
+use imprompt_stage as stage;
+
+use super::bindings::{self as sys, TRITONBACKEND_ModelInstance, TRITONBACKEND_Request};
+use super::error::check;
+use super::model::{self, ModelState};
+use super::request::Request;
+use super::response::Response;
+use super::state;
+use super::statistics::{Times, now};
+
+struct InstanceState {
+    model: Arc<ModelState>,
+    worker: Worker,
+}
+
+/// `TRITONBACKEND_ModelInstanceInitialize`.
+///
+/// # Safety
+/// `instance` is live.
+pub(super) unsafe fn initialize(instance: *mut TRITONBACKEND_ModelInstance) -> Result<()> {
+    let (mut kind, mut of) = (0, ptr::null_mut());
+    // SAFETY: the caller's word.
+    let model = unsafe {
+        check("ModelInstanceKind", sys::TRITONBACKEND_ModelInstanceKind(instance, &mut kind))?;
+        check("ModelInstanceModel", sys::TRITONBACKEND_ModelInstanceModel(instance, &mut of))?;
+        model::shared(of)?
+    };
+    if kind == sys::TRITONSERVER_INSTANCEGROUPKIND_GPU {
+        imprompt_host::config::check_instance_kind("KIND_GPU")?;
+    }
+    let worker = Worker::new(Arc::clone(&model.stage))?;
+    let own = state::give(InstanceState { model, worker });
+    // SAFETY: the caller's word; on success Triton keeps the state for `finalize`.
+    let kept = check("ModelInstanceSetState", unsafe {
+        sys::TRITONBACKEND_ModelInstanceSetState(instance, own)
+    });
+    if kept.is_err() {
+        // SAFETY: just given, and Triton did not keep it.
+        drop(unsafe { state::take::<InstanceState>(own) });
+    }
+    kept
+}
+
+/// `TRITONBACKEND_ModelInstanceFinalize`.
+///
+/// # Safety
+/// `instance` is live and executes nothing.
+pub(super) unsafe fn finalize(instance: *mut TRITONBACKEND_ModelInstance) -> Result<()> {
+    let mut own = ptr::null_mut();
+    // SAFETY: the caller's word; only `initialize` sets the state, and it is cleared
+    // before it is freed.
+    unsafe {
+        check("ModelInstanceState", sys::TRITONBACKEND_ModelInstanceState(instance, &mut own))?;
+        check(
+            "ModelInstanceSetState",
+            sys::TRITONBACKEND_ModelInstanceSetState(instance, ptr::null_mut()),
+        )?;
+        drop(state::take::<InstanceState>(own));
+    }
+    Ok(())
+}
+
+/// `TRITONBACKEND_ModelInstanceExecute`. An error leaves all requests to Triton;
+/// once a request has been taken over there is none, whatever happens.
+///
+/// # Safety
+/// `instance` is live, with no other execution on it; `requests` has `count` live requests.
+pub(super) unsafe fn execute(
+    instance: *mut TRITONBACKEND_ModelInstance,
+    requests: *mut *mut TRITONBACKEND_Request,
+    count: u32,
+) -> Result<()> {
+    let times = Times::begin();
+    let mut own = ptr::null_mut();
+    // SAFETY: the caller's word: nobody else uses the state during this call.
+    let own: &mut InstanceState = unsafe {
+        check("ModelInstanceState", sys::TRITONBACKEND_ModelInstanceState(instance, &mut own))?;
+        state::borrow_mut(own)?
+    };
+    if requests.is_null() || count == 0 {
+        return Ok(());
+    }
+    // SAFETY: the caller's word.
+    let pointers = unsafe { std::slice::from_raw_parts(requests, count as usize) };
+    // SAFETY: as above; each is taken over once.
+    let requests: Vec<Request> =
+        pointers.iter().filter_map(|&raw| unsafe { Request::new(raw, instance) }).collect();
+    // From here on the requests are ours. A panic drops, and so answers, what is left of them.
+    let executed = imprompt_host::catch("execute", || {
+        own.execute(instance, requests, times);
+        Ok(())
+    });
+    if let Err(error) = executed {
+        tracing::error!("a batch was given up: {error}");
+    }
+    Ok(())
+}
+
+/// What became of one request: its outputs, or why there are none.
+type Answer = Result<Vec<stage::Tensor<'static>>>;
+
+impl InstanceState {
+    fn execute(
+        &mut self,
+        instance: *mut TRITONBACKEND_ModelInstance,
+        requests: Vec<Request>,
+        mut times: Times,
+    ) {
+        let (answers, batch_size) = self.compute(&requests, &mut times);
+        let responses: Vec<Result<Response>> = requests
+            .iter()
+            .zip(answers)
+            .map(|(request, answer)| answer.and_then(|tensors| Response::of(request, &tensors)))
+            .collect();
+        times.exec_end = now();
+        if batch_size > 0 {
+            // SAFETY: `instance` executes, and so is live.
+            let reported = unsafe { times.report_batch(instance, batch_size) };
+            if let Err(error) = reported {
+                tracing::error!("a batch could not be reported: {error}");
+            }
+        }
+        for (request, response) in requests.into_iter().zip(responses) {
+            if let (Err(error), Some(metrics)) = (&response, &self.model.metrics) {
+                metrics.count_error(error);
+            }
+            request.answer(response, &times);
+        }
+    }
+
+    /// One answer a request, and the items that the stage executed.
+    fn compute(&mut self, requests: &[Request], times: &mut Times) -> (Vec<Answer>, u64) {
+        let mut answers: Vec<Option<Answer>> = Vec::with_capacity(requests.len());
+        let mut batch = Vec::with_capacity(requests.len());
+        for request in requests {
+            match self.gather(request) {
+                Ok(gathered) => {
+                    answers.push(None);
+                    batch.push(gathered);
+                }
+                Err(error) => answers.push(Some(Err(error))),
+            }
+        }
+        let batch_size = batch.iter().map(|request| request.batch as u64).sum();
+        times.compute_start = now();
+        let mut computed = Vec::new();
+        if !batch.is_empty() {
+            let outcome = self.worker.execute(&batch);
+            if outcome.rebuilt
+                && let Some(metrics) = &self.model.metrics
+            {
+                metrics.count_restart();
+            }
+            computed = outcome.results;
+        }
+        times.compute_end = now();
+        let mut computed = computed.into_iter();
+        let lost = || Err(imprompt_error::Error::internal("the request has no result"));
+        let answers = answers
+            .into_iter()
+            .map(|answer| answer.or_else(|| computed.next()).unwrap_or_else(lost));
+        (answers.collect(), batch_size)
+    }
+
+    fn gather<'a>(&self, request: &'a Request) -> Result<stage::Request<'a>> {
+        request.check()?;
+        let inputs = request.inputs()?;
+        let (batch, inputs) = imprompt_host::gather(&inputs, self.model.stage.signature())?;
+        let outputs = Some(request.outputs()?);
+        Ok(stage::Request { batch, inputs, outputs, cancellation: request })
+    }
+}

@@ -1,0 +1,196 @@
+//! A request as a value that is answered and released exactly once.
+
+use std::ptr::{self, NonNull};
+
+use imprompt_error::{Cancellation, Error, Result};
+use imprompt_host::RawInput;
+use imprompt_stage::Dtype;
+
+use super::bindings::{
+    self as sys, TRITONBACKEND_Input, TRITONBACKEND_ModelInstance, TRITONBACKEND_Request,
+};
+use super::error::{check, text};
+use super::response::Response;
+use super::statistics::Times;
+
+/// A request that Triton gave this backend. [`Request::answer`] is its regular
+/// end; dropped without, it answers with an internal error all the same: a
+/// request without an answer would hang its client for ever.
+pub(super) struct Request {
+    raw: NonNull<TRITONBACKEND_Request>,
+    instance: *mut TRITONBACKEND_ModelInstance,
+}
+
+// SAFETY: shared with the threads of a stage for `Cancellation` only, whose one
+// call reads a flag that Triton itself sets from other threads.
+unsafe impl Sync for Request {}
+
+impl Request {
+    /// Takes a request over. `None` for a null pointer.
+    ///
+    /// # Safety
+    /// `raw` is null or a live request that Triton handed to this backend and nobody
+    /// else answers or releases; `instance` is live until the value is gone.
+    pub(super) unsafe fn new(
+        raw: *mut TRITONBACKEND_Request,
+        instance: *mut TRITONBACKEND_ModelInstance,
+    ) -> Option<Self> {
+        NonNull::new(raw).map(|raw| Request { raw, instance })
+    }
+
+    /// The pointer, for calls about the request.
+    pub(super) fn as_ptr(&self) -> *mut TRITONBACKEND_Request {
+        self.raw.as_ptr()
+    }
+
+    /// All inputs with all their buffers.
+    pub(super) fn inputs(&self) -> Result<Vec<RawInput<'_>>> {
+        let mut count = 0;
+        // SAFETY: the request is live until `self` is dropped; so throughout.
+        check("RequestInputCount", unsafe {
+            sys::TRITONBACKEND_RequestInputCount(self.as_ptr(), &mut count)
+        })?;
+        (0..count).map(|index| self.input(index)).collect()
+    }
+
+    fn input(&self, index: u32) -> Result<RawInput<'_>> {
+        let mut input = ptr::null_mut();
+        // SAFETY: as above.
+        check("RequestInputByIndex", unsafe {
+            sys::TRITONBACKEND_RequestInputByIndex(self.as_ptr(), index, &mut input)
+        })?;
+        let (mut name, mut datatype, mut shape) = (ptr::null(), 0, ptr::null());
+        let (mut dims_count, mut buffer_count) = (0, 0);
+        // SAFETY: `input` belongs to the request; null asks for no byte size.
+        check("InputProperties", unsafe {
+            sys::TRITONBACKEND_InputProperties(
+                input,
+                &mut name,
+                &mut datatype,
+                &mut shape,
+                &mut dims_count,
+                ptr::null_mut(),
+                &mut buffer_count,
+            )
+        })?;
+        // SAFETY: name and shape live as long as the request, and so as `self`.
+        let name = unsafe { std::ffi::CStr::from_ptr(name) };
+        let name = name.to_str().map_err(|_| Error::internal("an input's name is not UTF-8"))?;
+        // SAFETY: as above.
+        let shape = unsafe { slice(shape, u64::from(dims_count)) }?;
+        let dtype = match datatype {
+            sys::TRITONSERVER_TYPE_FP32 => Some(Dtype::Fp32),
+            sys::TRITONSERVER_TYPE_INT32 => Some(Dtype::Int32),
+            sys::TRITONSERVER_TYPE_BYTES => Some(Dtype::Bytes),
+            _ => None,
+        };
+        let pieces = (0..buffer_count).map(|index| self.piece(name, input, index));
+        Ok(RawInput { name, dtype, shape, pieces: pieces.collect::<Result<_>>()? })
+    }
+
+    fn piece(&self, name: &str, input: *mut TRITONBACKEND_Input, index: u32) -> Result<&[u8]> {
+        let (mut buffer, mut len) = (ptr::null(), 0);
+        let (mut memory_type, mut memory_id) = (sys::TRITONSERVER_MEMORY_CPU, 0);
+        // SAFETY: `input` belongs to this live request.
+        check("InputBuffer", unsafe {
+            sys::TRITONBACKEND_InputBuffer(
+                input,
+                index,
+                &mut buffer,
+                &mut len,
+                &mut memory_type,
+                &mut memory_id,
+            )
+        })?;
+        if !is_host(memory_type) {
+            return Err(Error::unsupported(format!(
+                "input `{name}`: lies in GPU memory, this build reads host memory only"
+            )));
+        }
+        // SAFETY: `len` bytes of host memory that the request keeps until its release.
+        unsafe { slice(buffer.cast::<u8>(), len) }
+    }
+
+    /// The names of the outputs that the client wants.
+    pub(super) fn outputs(&self) -> Result<Vec<String>> {
+        let mut count = 0;
+        // SAFETY: the request is live.
+        check("RequestOutputCount", unsafe {
+            sys::TRITONBACKEND_RequestOutputCount(self.as_ptr(), &mut count)
+        })?;
+        let name = |index| {
+            let mut name = ptr::null();
+            // SAFETY: the request is live.
+            check("RequestOutputName", unsafe {
+                sys::TRITONBACKEND_RequestOutputName(self.as_ptr(), index, &mut name)
+            })?;
+            // SAFETY: the name lives as long as the request.
+            Ok(unsafe { text(name) })
+        };
+        (0..count).map(name).collect()
+    }
+
+    /// Reports, sends `response` (or, on an error, one that says so) and releases
+    /// the request. Statistics come first, so that whoever has an answer finds it counted.
+    pub(super) fn answer(self, response: Result<Response>, times: &Times) {
+        self.finish(response, times);
+        std::mem::forget(self);
+    }
+
+    /// Does all of [`Self::answer`]; to be called once.
+    fn finish(&self, response: Result<Response>, times: &Times) {
+        let (response, error) = match response {
+            Ok(response) => (Ok(response), None),
+            Err(error) => (Response::new(self), Some(error)),
+        };
+        // SAFETY: neither is released; `instance` by the promise of `new`.
+        let reported =
+            unsafe { times.report_request(self.instance, self.as_ptr(), error.is_none()) };
+        let sent = response.and_then(|response| response.send(error.as_ref()));
+        // SAFETY: released only here, and `self` is not used after `finish`.
+        let released = check("RequestRelease", unsafe {
+            sys::TRITONBACKEND_RequestRelease(self.as_ptr(), sys::TRITONSERVER_REQUEST_RELEASE_ALL)
+        });
+        for failure in [reported, sent, released].into_iter().filter_map(Result::err) {
+            tracing::error!("a request could not be ended as it should: {failure}");
+        }
+    }
+}
+
+impl Drop for Request {
+    fn drop(&mut self) {
+        self.finish(Err(Error::internal("the request was given up by a fault")), &Times::begin());
+    }
+}
+
+impl Cancellation for Request {
+    fn is_cancelled(&self) -> bool {
+        let mut cancelled = false;
+        // SAFETY: the request is live. A failure to ask is no wish to cancel.
+        let asked = check("RequestIsCancelled", unsafe {
+            sys::TRITONBACKEND_RequestIsCancelled(self.as_ptr(), &mut cancelled)
+        });
+        asked.is_ok() && cancelled
+    }
+}
+
+/// True for memory that the CPU reads and writes.
+pub(super) fn is_host(memory_type: sys::TRITONSERVER_MemoryType) -> bool {
+    matches!(memory_type, sys::TRITONSERVER_MEMORY_CPU | sys::TRITONSERVER_MEMORY_CPU_PINNED)
+}
+
+/// `len` elements at `base`; of no elements, wherever `base` points.
+///
+/// # Safety
+/// `base` has `len` elements that live for `'a`.
+unsafe fn slice<'a, T>(base: *const T, len: u64) -> Result<&'a [T]> {
+    let len = usize::try_from(len).map_err(|_| Error::internal("a buffer is too long"))?;
+    if len == 0 {
+        return Ok(&[]);
+    }
+    if base.is_null() {
+        return Err(Error::internal("Triton gave a buffer without an address"));
+    }
+    // SAFETY: the caller's word.
+    Ok(unsafe { std::slice::from_raw_parts(base, len) })
+}
