@@ -1,0 +1,76 @@
+//! What the interrogator needs of CLIP's text side.
+
+use imprompt_error::{Cancellation, Error, Result};
+
+/// The text side of a CLIP model, as the interrogator uses it.
+///
+/// Every text is cleaned, tokenised, and cut to [`Self::context_length`] with the end token kept,
+/// as open_clip's tokenizer does. Embeddings are L2-normalised, so a dot product with a normalised
+/// image embedding is a cosine.
+///
+/// The default methods build everything from [`Self::encode`]. An implementation over a real model
+/// overrides [`Self::continuation_similarities`]: the text tower is causal, so the keys and values
+/// of the shared prompt need computing only once.
+pub trait PromptEncoder {
+    /// Width D of the joint embedding space.
+    fn dimension(&self) -> usize;
+
+    /// Token slots of the text tower, start and end token included: 77 for CLIP.
+    fn context_length(&self) -> usize {
+        77
+    }
+
+    /// Tokens of `text` before truncation, without the start and the end token.
+    fn token_count(&self, text: &str) -> usize;
+
+    /// Embeds `texts`: float32 `[n, D]`, row-major, each row L2-normalised.
+    ///
+    /// # Errors
+    /// Those of the engine below, and a cancellation.
+    fn encode(&mut self, texts: &[&str], cancel: &dyn Cancellation) -> Result<Vec<f32>>;
+
+    /// Cosines of `image` (float32 `[D]`, L2-normalised) with each of `texts`: float32 `[n]`.
+    ///
+    /// # Errors
+    /// Those of [`Self::encode`].
+    fn similarities(
+        &mut self,
+        image: &[f32],
+        texts: &[&str],
+        cancel: &dyn Cancellation,
+    ) -> Result<Vec<f32>> {
+        let dimension = self.dimension();
+        let embeds = self.encode(texts, cancel)?;
+        if dimension == 0 || embeds.len() != texts.len() * dimension {
+            return Err(Error::internal(format!(
+                "the text encoder gave {} values for {} texts of {dimension} values each",
+                embeds.len(),
+                texts.len()
+            )));
+        }
+        Ok(embeds.chunks_exact(dimension).map(|row| crate::rank::dot(row, image)).collect())
+    }
+
+    /// Cosines of `image` with `prompt + ", " + phrase` for each of `phrases`: float32 `[n]`.
+    ///
+    /// # Errors
+    /// Those of [`Self::encode`].
+    fn continuation_similarities(
+        &mut self,
+        image: &[f32],
+        prompt: &str,
+        phrases: &[&str],
+        cancel: &dyn Cancellation,
+    ) -> Result<Vec<f32>> {
+        let texts: Vec<String> =
+            phrases.iter().map(|phrase| format!("{prompt}, {phrase}")).collect();
+        let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+        self.similarities(image, &texts, cancel)
+    }
+
+    /// True when `text` fills the last token slot, so a text that fits exactly counts too
+    /// (`_prompt_at_max_len` of clip_interrogator.py, for a tokenizer that pads with 0).
+    fn is_at_max_length(&self, text: &str) -> bool {
+        self.token_count(text) + 2 >= self.context_length()
+    }
+}

@@ -1,0 +1,286 @@
+//! The interrogator: a picture's embedding in, a prompt out.
+
+use imprompt_error::{Cancellation, Error, Result};
+
+use crate::chain::{Chained, Direction, Phrase, chain};
+use crate::encoder::PromptEncoder;
+use crate::modes::{Ranked, Ranking};
+use crate::rank::{first_greatest, rank};
+use crate::report::{Candidate, Report, Source, Term};
+use crate::request::{FlavorCounts, Mode, Request};
+use crate::vocabulary::{Merged, Table, Vocabulary};
+
+/// The sign of the first similarity of mode negative.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum NegativeSign {
+    /// As the reference has it: the first similarity is `+s`, the later ones are `-s`. When the
+    /// first cosine is positive, a longer prompt must get below its negative to be taken, so the
+    /// answer is often a single term.
+    #[default]
+    Reference,
+    /// Every similarity is negated.
+    Fixed,
+}
+
+/// The settings of an interrogator. The defaults are the reference's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Labels in a chunk of the two-stage ranking. 1024 in the reference's low-memory setting.
+    pub chunk_size: usize,
+    /// Candidates of the chain. 1024 in the reference's low-memory setting.
+    pub flavor_intermediate_count: usize,
+    /// The sign of the first similarity of mode negative.
+    pub negative_sign: NegativeSign,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            chunk_size: 2048,
+            flavor_intermediate_count: 2048,
+            negative_sign: NegativeSign::Reference,
+        }
+    }
+}
+
+/// An answer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Outcome {
+    /// The prompt.
+    pub prompt: String,
+    /// Cosine of the prompt with the picture, also in mode negative.
+    pub similarity: f32,
+    /// How the prompt came about.
+    pub report: Report,
+}
+
+/// Makes prompts for pictures from the tables of one vocabulary.
+#[derive(Clone, Debug)]
+pub struct Interrogator {
+    vocabulary: Vocabulary,
+    config: Config,
+}
+
+/// The text encoder as seen from one picture.
+pub(crate) struct View<'a> {
+    image: &'a [f32],
+    pub(crate) encoder: &'a mut dyn PromptEncoder,
+    pub(crate) cancel: &'a dyn Cancellation,
+}
+
+impl View<'_> {
+    /// Cosines of the picture with `texts`.
+    pub(crate) fn similarities(&mut self, texts: &[&str]) -> Result<Vec<f32>> {
+        if texts.is_empty() {
+            return Ok(Vec::new());
+        }
+        let values = self.encoder.similarities(self.image, texts, self.cancel)?;
+        checked(values, texts.len())
+    }
+
+    /// Cosines of the picture with `prompt` continued by each of `phrases`.
+    pub(crate) fn continuation_similarities(
+        &mut self,
+        prompt: &str,
+        phrases: &[&str],
+    ) -> Result<Vec<f32>> {
+        if phrases.is_empty() {
+            return Ok(Vec::new());
+        }
+        let values =
+            self.encoder.continuation_similarities(self.image, prompt, phrases, self.cancel)?;
+        checked(values, phrases.len())
+    }
+}
+
+/// One finite value for each text.
+fn checked(values: Vec<f32>, texts: usize) -> Result<Vec<f32>> {
+    if values.len() != texts {
+        return Err(Error::internal(format!(
+            "the text encoder gave {} similarities for {texts} texts",
+            values.len()
+        )));
+    }
+    if values.iter().any(|value| !value.is_finite()) {
+        return Err(Error::internal("the text encoder gave a similarity that is not finite"));
+    }
+    Ok(values)
+}
+
+/// A candidate with what its report needs.
+struct Draft {
+    source: Source,
+    prompt: String,
+    similarity: f32,
+    terms: Vec<Term>,
+    cut: bool,
+}
+
+impl Draft {
+    fn ranked(source: Source, ranked: Ranked) -> Self {
+        let Ranked { prompt, terms, cut } = ranked;
+        Draft { source, prompt, similarity: 0.0, terms, cut }
+    }
+
+    fn chained(source: Source, chained: Chained) -> Self {
+        let Chained { prompt, similarity, terms } = chained;
+        Draft { source, prompt, similarity, terms, cut: false }
+    }
+
+    fn caption(caption: &str) -> Self {
+        let prompt = caption.to_owned();
+        Draft { source: Source::Caption, prompt, similarity: 0.0, terms: Vec::new(), cut: false }
+    }
+}
+
+impl Interrogator {
+    /// An interrogator over `vocabulary`.
+    ///
+    /// # Errors
+    /// When a number of `config` is 0.
+    pub fn new(vocabulary: Vocabulary, config: Config) -> Result<Self> {
+        for (name, value) in [
+            ("chunk_size", config.chunk_size),
+            ("flavor_intermediate_count", config.flavor_intermediate_count),
+        ] {
+            if value == 0 {
+                return Err(Error::invalid(format!("setting `{name}`: 0, allowed: 1 or more")));
+            }
+        }
+        Ok(Interrogator { vocabulary, config })
+    }
+
+    /// The tables.
+    pub fn vocabulary(&self) -> &Vocabulary {
+        &self.vocabulary
+    }
+
+    /// Makes the prompt of `request` for the picture with `image_embeds` (float32 `[D]`,
+    /// L2-normalised).
+    ///
+    /// # Errors
+    /// [`imprompt_error::Kind::InvalidInput`] when a number of the request is out of range,
+    /// [`imprompt_error::Kind::NotFound`] when the mode needs a table that is missing or empty,
+    /// [`imprompt_error::Kind::Internal`] when the embedding has another width or is not finite,
+    /// and the errors of the encoder.
+    pub fn interrogate(
+        &self,
+        image_embeds: &[f32],
+        request: &Request<'_>,
+        encoder: &mut dyn PromptEncoder,
+        cancel: &dyn Cancellation,
+    ) -> Result<Outcome> {
+        let counts = request.validate()?;
+        for (name, width) in [
+            ("`image_embeds`", image_embeds.len()),
+            ("the text encoder's embedding", encoder.dimension()),
+        ] {
+            if width != self.vocabulary.dimension() {
+                return Err(Error::internal(format!(
+                    "{name}: {width} values, the label tables have {}",
+                    self.vocabulary.dimension()
+                )));
+            }
+        }
+        if image_embeds.iter().any(|value| !value.is_finite()) {
+            return Err(Error::internal("`image_embeds`: a value is not finite"));
+        }
+        cancel.check()?;
+        let mut view = View { image: image_embeds, encoder, cancel };
+        let mut drafts = match request.mode {
+            Mode::Best => self.best(request.caption, counts, &mut view)?,
+            Mode::Fast => {
+                let ranking = self.ranking(request.mode, view.image)?;
+                let fast = ranking.fast(request.caption, counts.max, view.encoder)?;
+                vec![Draft::ranked(Source::Fast, fast)]
+            }
+            Mode::Classic => {
+                let ranking = self.ranking(request.mode, view.image)?;
+                let classic = ranking.classic(request.caption, counts.max, view.encoder)?;
+                vec![Draft::ranked(Source::Classic, classic)]
+            }
+            Mode::Negative => vec![self.negative(counts, &mut view)?],
+            Mode::Caption => vec![Draft::caption(request.caption)],
+        };
+        if request.mode != Mode::Negative {
+            let prompts: Vec<&str> = drafts.iter().map(|draft| draft.prompt.as_str()).collect();
+            let similarities = view.similarities(&prompts)?;
+            for (draft, similarity) in drafts.iter_mut().zip(similarities) {
+                draft.similarity = similarity;
+            }
+        }
+        outcome(request.mode, drafts, view.encoder)
+    }
+
+    /// The five merged tables, ranked against `image`.
+    fn ranking(&self, mode: Mode, image: &[f32]) -> Result<Ranking<'_>> {
+        let merged = Merged::new(&self.vocabulary, &Table::ALL[..5], mode.name())?;
+        let similarities = merged.similarities(image)?;
+        Ok(Ranking { merged, similarities, chunk_size: self.config.chunk_size })
+    }
+
+    /// The four candidates of mode best, in the reference's order (`interrogate`).
+    fn best(&self, caption: &str, counts: FlavorCounts, view: &mut View<'_>) -> Result<Vec<Draft>> {
+        let ranking = self.ranking(Mode::Best, view.image)?;
+        // Before the chain, which takes long: it fails where a table is empty. The reference makes
+        // the classic prompt with `max_flavors` here, not with the 3 of mode classic.
+        let classic = ranking.classic(caption, counts.max, view.encoder)?;
+        let fast = ranking.fast(caption, counts.max, view.encoder)?;
+        let Config { chunk_size, flavor_intermediate_count, .. } = self.config;
+        let chosen = rank(&ranking.similarities, chunk_size, flavor_intermediate_count, false);
+        let start = view.similarities(&[caption])?[0];
+        let phrases = phrases(&ranking.merged, chosen);
+        let chained = chain(view, phrases, (caption, start), counts, Direction::Similar)?;
+        Ok(vec![
+            Draft::caption(caption),
+            Draft::ranked(Source::Classic, classic),
+            Draft::ranked(Source::Fast, fast),
+            Draft::chained(Source::Chain, chained),
+        ])
+    }
+
+    /// The chain of the terms least like the picture (`interrogate_negative`).
+    fn negative(&self, counts: FlavorCounts, view: &mut View<'_>) -> Result<Draft> {
+        let merged = Merged::new(&self.vocabulary, &[Table::Flavors, Table::Negative], "negative")?;
+        let (flavors, negatives) = (merged.range(Table::Flavors), merged.range(Table::Negative));
+        if negatives.end == 0 {
+            return Err(Error::not_found(
+                "mode `negative` needs a label: the tables `flavors` and `negative` are empty",
+            ));
+        }
+        let similarities = merged.similarities(view.image)?;
+        let Config { chunk_size, flavor_intermediate_count, negative_sign } = self.config;
+        let mut chosen = rank(&similarities[flavors], chunk_size, flavor_intermediate_count, true);
+        chosen.extend(negatives);
+        let phrases = phrases(&merged, chosen);
+        // The reference's chain forces eight terms here, whatever the request says.
+        let counts = FlavorCounts { min: crate::request::DEFAULT_MIN_FLAVORS, ..counts };
+        let direction = Direction::Dissimilar(negative_sign);
+        Ok(Draft::chained(Source::Negative, chain(view, phrases, ("", 0.0), counts, direction)?))
+    }
+}
+
+fn phrases<'a>(merged: &Merged<'a>, indices: Vec<usize>) -> Vec<Phrase<'a>> {
+    let phrase = |index| {
+        let (table, text) = merged.label(index);
+        Phrase { index, table, text }
+    };
+    indices.into_iter().map(phrase).collect()
+}
+
+/// The best of the candidates, the first of equal ones, with its report.
+fn outcome(mode: Mode, mut drafts: Vec<Draft>, encoder: &dyn PromptEncoder) -> Result<Outcome> {
+    let top = first_greatest(drafts.iter().map(|draft| draft.similarity))
+        .ok_or_else(|| Error::internal("no candidate prompt"))?;
+    let candidates = drafts.iter().map(|draft| Candidate {
+        source: draft.source,
+        prompt: draft.prompt.clone(),
+        similarity: draft.similarity,
+    });
+    let candidates = candidates.collect();
+    let Draft { source, prompt, similarity, terms, cut } = drafts.swap_remove(top);
+    let token_count = encoder.token_count(&prompt);
+    let truncated = cut || token_count + 2 > encoder.context_length();
+    let report = Report { mode, source, candidates, accepted_terms: terms, token_count, truncated };
+    Ok(Outcome { prompt, similarity, report })
+}
