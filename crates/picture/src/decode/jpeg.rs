@@ -64,6 +64,12 @@ pub(super) fn decode(bytes: &[u8], limits: &Limits) -> Result<RgbImage8> {
         JpegDecoder::new_with_options(ZCursor::new(&bytes[..summary.length]), options);
     decoder.decode_headers().map_err(broken)?;
     let found = decoder.input_colorspace().ok_or_else(|| damaged("JPEG", "it has no frame"))?;
+    // An Adobe marker sets this before the components are counted; the decoder mends it later.
+    let found = match (found, summary.components.len()) {
+        (ColorSpace::CMYK, 3) => ColorSpace::RGB,
+        (ColorSpace::YCCK, 3) => ColorSpace::YCbCr,
+        _ => found,
+    };
     // Where the decoder's idea of the colours is ours, it converts; else it hands over
     // components as stored, and `convert` does the rest.
     let same = match colors {
