@@ -1,0 +1,306 @@
+//! One graph as a session of ONNX Runtime.
+
+use std::collections::HashMap;
+use std::ffi::{CString, c_char};
+use std::ops::Range;
+use std::path::Path;
+
+use imprompt_error::{Error, Result};
+use ort::AsPointer;
+use ort::environment::Environment;
+use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
+use ort::session::Session;
+use ort::session::builder::{BuilderResult, GraphOptimizationLevel, SessionBuilder};
+use ort::sys::OrtValue;
+use ort::value::{Outlet, TensorElementType, ValueType};
+
+use super::held::{OnnxHeld, RawValue, check};
+use super::slab::OnnxCache;
+use super::{lowest_level, status};
+use crate::{
+    Cache, CacheSpec, ElementType, Engine, EngineOptions, Held, Input, Optimization, Port,
+};
+
+/// The inputs or the outputs of a graph, found by name.
+#[derive(Debug)]
+struct Ports {
+    ports: Vec<Port>,
+    c_names: Vec<CString>,
+    by_name: HashMap<String, usize>,
+}
+
+impl Ports {
+    fn new(outlets: &[Outlet]) -> Result<Self> {
+        let ports = outlets.iter().map(port).collect::<Result<Vec<_>>>()?;
+        let c_names = ports
+            .iter()
+            .map(|port| CString::new(port.name.as_str()))
+            .collect::<std::result::Result<_, _>>()
+            .map_err(|_| Error::bad_model("a name of the graph contains a null byte"))?;
+        let by_name =
+            ports.iter().enumerate().map(|(index, port)| (port.name.clone(), index)).collect();
+        Ok(Ports { ports, c_names, by_name })
+    }
+
+    fn find(&self, name: &str, what: &str) -> Result<usize> {
+        self.by_name
+            .get(name)
+            .copied()
+            .ok_or_else(|| Error::internal(format!("the graph has no {what} {name}")))
+    }
+}
+
+fn port(outlet: &Outlet) -> Result<Port> {
+    let name = outlet.name();
+    let ValueType::Tensor { ty, shape, .. } = outlet.dtype() else {
+        return Err(Error::bad_model(format!("{name} is not a tensor")));
+    };
+    let element_type = match ty {
+        TensorElementType::Float32 => ElementType::F32,
+        TensorElementType::Float16 => ElementType::F16,
+        TensorElementType::Int64 => ElementType::I64,
+        TensorElementType::Int32 => ElementType::I32,
+        TensorElementType::Uint8 => ElementType::U8,
+        other => {
+            return Err(Error::bad_model(format!("{name} has elements of type {other:?}")));
+        }
+    };
+    Ok(Port {
+        name: name.to_owned(),
+        element_type,
+        shape: shape.iter().map(|&dim| usize::try_from(dim).ok()).collect(),
+    })
+}
+
+/// A session and the names of its graph.
+#[derive(Debug)]
+pub struct OnnxEngine {
+    session: Session,
+    inputs: Ports,
+    outputs: Ports,
+    memory: MemoryInfo<'static>,
+    name: String,
+}
+
+impl OnnxEngine {
+    /// Loads `graph`.
+    pub fn open(environment: &Environment, graph: &Path, options: &EngineOptions) -> Result<Self> {
+        let name = graph.display().to_string();
+        if !graph.is_file() {
+            return Err(Error::bad_model(format!("{name} does not exist")));
+        }
+        let load_error = |error: ort::Error| status::load_error(&error, &name);
+        let mut builder = configure(environment, options).map_err(load_error)?;
+        let session = builder.commit_from_file(graph).map_err(load_error)?;
+        let ports = |outlets| Ports::new(outlets).map_err(|error| error.context(&name));
+        let memory =
+            MemoryInfo::new(AllocationDevice::CPU, 0, AllocatorType::Device, MemoryType::Default);
+        Ok(OnnxEngine {
+            inputs: ports(session.inputs())?,
+            outputs: ports(session.outputs())?,
+            session,
+            memory: memory.map_err(|error| status::error(&error, "host memory"))?,
+            name,
+        })
+    }
+
+    fn run_raw(
+        &mut self,
+        inputs: &[(&str, Input<'_>)],
+        outputs: &[&str],
+        cache: Option<(&mut dyn Cache, &Range<usize>)>,
+    ) -> Result<Vec<Box<dyn Held>>> {
+        let mut call = Call::default();
+        // Keeps the values over borrowed memory until the run is over.
+        let mut borrowed = Vec::with_capacity(inputs.len());
+        for (name, input) in inputs {
+            let index = self.inputs.find(name, "input")?;
+            let held = match input {
+                Input::Held(held) => held.as_any().downcast_ref::<OnnxHeld>(),
+                Input::View(_) => None,
+            };
+            let value = match (held, input) {
+                (Some(held), _) => held.pointer(),
+                (None, Input::Held(foreign)) => self.borrow(&foreign.to_host()?, &mut borrowed)?,
+                (None, Input::View(view)) => self.borrow(view, &mut borrowed)?,
+            };
+            call.input(&self.inputs.c_names[index], value);
+        }
+        for name in outputs {
+            let index = self.outputs.find(name, "output")?;
+            call.output(&self.outputs.c_names[index], std::ptr::null_mut());
+        }
+        if let Some((cache, slots)) = cache {
+            self.bind_cache(&mut call, cache, slots)?;
+        }
+        if call.inputs.len() != self.inputs.ports.len() {
+            return Err(Error::internal(format!(
+                "{} inputs were given, the graph has {}",
+                call.inputs.len(),
+                self.inputs.ports.len()
+            )));
+        }
+        // SAFETY: names and values are live until the call returns, and there
+        // are as many names as values. `&mut self` makes it the session's only
+        // run. Inputs are only read, but for the cache's, which its `&mut`
+        // borrow gives to this run alone.
+        let status = unsafe {
+            (ort::api().Run)(
+                self.session.ptr().cast_mut(),
+                std::ptr::null(),
+                call.input_names.as_ptr(),
+                call.inputs.as_ptr(),
+                call.inputs.len(),
+                call.output_names.as_ptr(),
+                call.output_names.len(),
+                call.outputs.as_mut_ptr(),
+            )
+        };
+        let made: Vec<Option<RawValue>> = call.outputs[..outputs.len()]
+            .iter()
+            // SAFETY: these were null before the run, which gives them away.
+            .map(|&value| unsafe { RawValue::take(value) })
+            .collect();
+        check(status, "a run").map_err(|error| error.context(&self.name))?;
+        let held = |(value, name): (Option<RawValue>, &&str)| -> Result<Box<dyn Held>> {
+            let value =
+                value.ok_or_else(|| Error::internal(format!("a run gave no output {name}")))?;
+            Ok(Box::new(OnnxHeld::new(value, name, self.session.inner())?))
+        };
+        made.into_iter().zip(outputs).map(held).collect()
+    }
+
+    fn borrow(
+        &self,
+        view: &crate::TensorView<'_>,
+        borrowed: &mut Vec<RawValue>,
+    ) -> Result<*mut OrtValue> {
+        // SAFETY: the value lives in `borrowed` until the run is over, the view
+        // is borrowed for longer, and it is used as an input alone.
+        let value = unsafe { RawValue::over_view(&self.memory, view)? };
+        let pointer = value.pointer();
+        borrowed.push(value);
+        Ok(pointer)
+    }
+
+    fn bind_cache(
+        &self,
+        call: &mut Call,
+        cache: &mut dyn Cache,
+        slots: &Range<usize>,
+    ) -> Result<()> {
+        let cache = cache
+            .as_any_mut()
+            .downcast_mut::<OnnxCache>()
+            .ok_or_else(|| Error::internal("the cache is another runtime's"))?;
+        let names = cache
+            .spec()
+            .entries
+            .iter()
+            .map(|entry| {
+                Ok((
+                    self.inputs.find(&entry.input, "input")?,
+                    self.outputs.find(&entry.output, "output")?,
+                ))
+            })
+            .collect::<Result<Vec<_>>>()?;
+        for ((input, output), value) in names.into_iter().zip(cache.bind(slots)?) {
+            call.input(&self.inputs.c_names[input], value.pointer());
+            call.output(&self.outputs.c_names[output], value.pointer());
+        }
+        Ok(())
+    }
+}
+
+/// The arguments of a run.
+#[derive(Default)]
+struct Call {
+    input_names: Vec<*const c_char>,
+    inputs: Vec<*const OrtValue>,
+    output_names: Vec<*const c_char>,
+    outputs: Vec<*mut OrtValue>,
+}
+
+impl Call {
+    fn input(&mut self, name: &CString, value: *mut OrtValue) {
+        self.input_names.push(name.as_ptr());
+        self.inputs.push(value.cast_const());
+    }
+
+    fn output(&mut self, name: &CString, value: *mut OrtValue) {
+        self.output_names.push(name.as_ptr());
+        self.outputs.push(value);
+    }
+}
+
+impl Engine for OnnxEngine {
+    fn inputs(&self) -> &[Port] {
+        &self.inputs.ports
+    }
+
+    fn outputs(&self) -> &[Port] {
+        &self.outputs.ports
+    }
+
+    fn run(
+        &mut self,
+        inputs: &[(&str, Input<'_>)],
+        outputs: &[&str],
+    ) -> Result<Vec<Box<dyn Held>>> {
+        self.run_raw(inputs, outputs, None)
+    }
+
+    fn new_cache(&self, spec: &CacheSpec) -> Result<Box<dyn Cache>> {
+        Ok(Box::new(OnnxCache::new(spec, self.memory.to_owned())?))
+    }
+
+    fn run_with_cache(
+        &mut self,
+        inputs: &[(&str, Input<'_>)],
+        outputs: &[&str],
+        cache: &mut dyn Cache,
+        slots: Range<usize>,
+    ) -> Result<Vec<Box<dyn Held>>> {
+        self.run_raw(inputs, outputs, Some((cache, &slots)))
+    }
+}
+
+/// A session builder with the options set.
+fn configure(
+    environment: &Environment,
+    options: &EngineOptions,
+) -> std::result::Result<SessionBuilder, ort::Error> {
+    let level = match options.optimization {
+        Optimization::None => GraphOptimizationLevel::Disable,
+        Optimization::Basic => GraphOptimizationLevel::Level1,
+        Optimization::Extended => GraphOptimizationLevel::Level2,
+        Optimization::All => GraphOptimizationLevel::All,
+    };
+    let step = |builder: SessionBuilder| -> BuilderResult {
+        let mut builder = builder
+            .with_optimization_level(level)?
+            .with_intra_threads(options.threads)?
+            .with_inter_threads(options.branches)?
+            .with_parallel_execution(options.branches > 1)?
+            .with_intra_op_spinning(options.spinning)?
+            .with_inter_op_spinning(options.spinning)?
+            .with_memory_pattern(options.memory_pattern)?
+            .with_log_level(lowest_level())?;
+        if options.own_threads {
+            builder = builder.with_independent_thread_pool()?;
+        }
+        Ok(builder)
+    };
+    let mut builder = step(Session::builder(environment)?).map_err(plain)?;
+    if !options.arena {
+        // SAFETY: the builder's options are live and not shared.
+        let status = unsafe { (ort::api().DisableCpuMemArena)(builder.ptr_mut()) };
+        // SAFETY: the status comes from the call above and is given away here.
+        unsafe { ort::Error::result_from_status(status) }?;
+    }
+    Ok(builder)
+}
+
+fn plain(error: ort::Error<SessionBuilder>) -> ort::Error {
+    ort::Error::new_with_code(error.code(), error.message())
+}
