@@ -103,7 +103,7 @@ impl Client {
     /// [`Error::Status`] with the server's own text, [`Error::Transport`], or
     /// [`Error::Protocol`] when the answer makes no sense.
     pub fn infer(&self, model: &str, request: &InferRequest) -> Result<InferResponse> {
-        let (body, header_len) = body::encode(request);
+        let (body, header_len) = request.http_body();
         let call = self
             .agent
             .post(self.at(&format!("/v2/models/{model}/infer")))

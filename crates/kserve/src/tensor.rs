@@ -153,6 +153,12 @@ impl InferRequest {
         self
     }
 
+    /// The body of the request over HTTP, and the length of its JSON header, which
+    /// the header `Inference-Header-Content-Length` has to say.
+    pub fn http_body(&self) -> (Vec<u8>, usize) {
+        crate::body::encode(self)
+    }
+
     /// Sets a parameter of the request.
     #[must_use]
     pub fn parameter(mut self, name: &str, value: impl Into<serde_json::Value>) -> Self {

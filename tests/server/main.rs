@@ -1,0 +1,14 @@
+//! The backend in a real Triton server, over HTTP and gRPC.
+//!
+//! `scripts/test` sets the server, ONNX Runtime and the demo repository up and
+//! names them in the environment; without, these tests fail and say so.
+#![allow(missing_docs)]
+
+mod bad_input;
+mod batches;
+mod cancellation;
+mod configuration;
+mod ensembles;
+mod lifecycle;
+mod statistics;
+mod support;
