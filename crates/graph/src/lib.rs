@@ -6,9 +6,19 @@
 //! * [`builder`]: nodes, constants and references to weights become a graph.
 //! * [`config`]: `config.json`, with every key accounted for.
 //! * [`clip`]: the two towers of CLIP.
+//! * [`captioner`]: caption models of every family: [`blip2`], made of its image
+//!   encoder, [`qformer`] and [`opt`].
 #![forbid(unsafe_code)]
 
+pub mod blip2;
 pub mod builder;
+pub mod captioner;
+pub mod clip;
 pub mod config;
+pub mod opt;
 mod proto;
+pub mod qformer;
 pub mod weights;
+
+pub use captioner::{CaptionFacts, CaptionFamily, CaptionGraphs, caption_graphs};
+pub use clip::{ClipFacts, ClipGraphs, EosRule, clip_graphs};

@@ -1,0 +1,321 @@
+//! The graphs and the decoding loop against transformers: every model folder
+//! of `goldens/blip2` (made by `goldens/blip2/make.py`).
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use imprompt_caption::{CaptionRequest, Captioner, CaptionerOptions, Generated, Stop};
+use imprompt_engine::onnxruntime::{OnnxRuntime, OnnxRuntimeOptions};
+use imprompt_engine::{EngineOptions, Runtime, TensorView};
+use imprompt_error::{CancelFlag, Kind, Uncancellable};
+use imprompt_graph::{CaptionFacts, caption_graphs};
+use safetensors::SafeTensors;
+use serde::Deserialize;
+
+const MODELS: [&str; 8] = [
+    "plain",
+    "post_norm",
+    "projected",
+    "no_bias",
+    "no_final_norm",
+    "untied_bf16",
+    "tanh_gelu",
+    "defaults",
+];
+const TOLERANCE: f32 = 1e-4;
+
+#[derive(Deserialize)]
+struct Expected {
+    cases: Vec<Case>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct Case {
+    picture: usize,
+    prompt_ids: Option<Vec<u32>>,
+    max_new_tokens: usize,
+    ids: Vec<u32>,
+    stop: String,
+}
+
+impl Case {
+    fn generated(&self) -> Generated {
+        let stop = if self.stop == "end" { Stop::End } else { Stop::Length };
+        Generated { ids: self.ids.clone(), stop }
+    }
+}
+
+/// A golden folder, its graphs beside hard links to its weights.
+struct Golden {
+    folder: tempfile::TempDir,
+    facts: CaptionFacts,
+    cases: Vec<Case>,
+    tensors: Vec<u8>,
+}
+
+fn goldens() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../goldens/blip2")
+}
+
+impl Golden {
+    fn open(model: &str) -> Self {
+        let source = goldens().join(model);
+        let folder = tempfile::tempdir().unwrap();
+        let graphs = caption_graphs(&source).unwrap();
+        for (name, graph) in &graphs.files {
+            fs::write(folder.path().join(name), &graph.bytes).unwrap();
+            for file in &graph.weight_files {
+                let target = folder.path().join(file);
+                if !target.exists() {
+                    fs::copy(source.join(file), target).unwrap();
+                }
+            }
+        }
+        let expected = fs::read_to_string(source.join("expected.json")).unwrap();
+        let expected: Expected = serde_json::from_str(&expected).unwrap();
+        let tensors = fs::read(source.join("expected.safetensors")).unwrap();
+        Golden { folder, facts: graphs.facts, cases: expected.cases, tensors }
+    }
+
+    fn captioner(&self, options: &CaptionerOptions) -> Captioner {
+        Captioner::open(self.folder.path(), self.facts.clone(), runtime(), options).unwrap()
+    }
+
+    /// An expected tensor and its shape.
+    fn tensor(&self, name: &str) -> (Vec<usize>, Vec<f32>) {
+        let tensors = SafeTensors::deserialize(&self.tensors).unwrap();
+        let view = tensors.tensor(name).unwrap();
+        assert_eq!(view.dtype(), safetensors::Dtype::F32);
+        let values = view.data().as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+        (view.shape().to_vec(), values)
+    }
+
+    /// The pixel values of every picture.
+    fn pictures(&self) -> Vec<Vec<f32>> {
+        let tensors = SafeTensors::deserialize(&self.tensors).unwrap();
+        let view = tensors.tensor("pictures").unwrap();
+        let size = view.shape()[1..].iter().product();
+        let value = |byte: &u8| f32::from(*byte) / 127.5 - 1.0;
+        view.data().chunks_exact(size).map(|bytes| bytes.iter().map(value).collect()).collect()
+    }
+
+    fn expected(&self) -> Vec<Generated> {
+        self.cases.iter().map(Case::generated).collect()
+    }
+}
+
+fn runtime() -> &'static OnnxRuntime {
+    OnnxRuntime::open(&OnnxRuntimeOptions::default())
+        .expect("IMPROMPT_ONNXRUNTIME must name ONNX Runtime's library")
+}
+
+fn options() -> CaptionerOptions {
+    let engine = EngineOptions { threads: 1, ..EngineOptions::default() };
+    CaptionerOptions { engine, ..CaptionerOptions::default() }
+}
+
+fn request<'a>(case: &'a Case, pictures: &'a [Vec<f32>]) -> CaptionRequest<'a> {
+    CaptionRequest {
+        pixel_values: &pictures[case.picture],
+        prompt_ids: case.prompt_ids.as_deref(),
+        max_new_tokens: case.max_new_tokens,
+        cancel: &Uncancellable,
+    }
+}
+
+fn captions(captioner: &mut Captioner, requests: &[CaptionRequest<'_>]) -> Vec<Generated> {
+    captioner.caption(requests).into_iter().map(Result::unwrap).collect()
+}
+
+fn largest_difference(ours: &[f32], theirs: &[f32]) -> f32 {
+    assert_eq!(ours.len(), theirs.len());
+    ours.iter().zip(theirs).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
+
+#[test]
+fn every_golden_folder_is_tested() {
+    let found: BTreeSet<String> = fs::read_dir(goldens())
+        .unwrap()
+        .map(|entry| entry.unwrap())
+        .filter(|entry| entry.path().join("expected.json").is_file())
+        .map(|entry| entry.file_name().into_string().unwrap())
+        .collect();
+    assert_eq!(found, MODELS.iter().map(|name| (*name).to_owned()).collect());
+}
+
+#[test]
+fn tensors_are_transformers() {
+    let mut worst = [0f32; 3];
+    for model in MODELS {
+        let golden = Golden::open(model);
+        let engine = |name: &str| {
+            runtime().open(&golden.folder.path().join(name), &options().engine).unwrap()
+        };
+        let pictures = golden.pictures();
+        let size = golden.facts.image_size;
+        let pixels = pictures.concat();
+        let shape = [pictures.len(), 3, size, size];
+        let pixels = TensorView::new(&shape, &pixels).unwrap();
+        let image = engine("caption_vision.onnx")
+            .run(&[("pixel_values", pixels.into())], &["image_embeds"])
+            .unwrap();
+        let (shape, theirs) = golden.tensor("image_embeds");
+        assert_eq!(image[0].shape(), shape);
+        let mut found = [largest_difference(image[0].as_slice().unwrap(), &theirs), 0.0, 0.0];
+
+        let queries = engine("caption_qformer.onnx")
+            .run(&[("image_embeds", (&image[0]).into())], &["query_embeds"])
+            .unwrap();
+        let (shape, theirs) = golden.tensor("query_embeds");
+        assert_eq!(queries[0].shape(), shape);
+        found[1] = largest_difference(queries[0].as_slice().unwrap(), &theirs);
+
+        let mut decoder = engine("caption_decoder.onnx");
+        let (batch, facts) = (pictures.len(), &golden.facts);
+        let positions = facts.query_tokens + 1;
+        let mut cache = decoder
+            .new_cache(&imprompt_engine::CacheSpec::decoder(
+                facts.layers,
+                facts.heads,
+                facts.head_dim,
+                batch,
+                positions,
+            ))
+            .unwrap();
+        let bos = vec![i64::from(facts.bos_token_id); batch];
+        let keys: Vec<i64> = (0..positions as i64).collect();
+        let logits = decoder
+            .run_with_cache(
+                &[
+                    ("query_embeds", (&queries[0]).into()),
+                    ("input_ids", TensorView::new(&[batch, 1], &bos).unwrap().into()),
+                    ("write_index", TensorView::new(&[batch], &vec![0i64; batch]).unwrap().into()),
+                    (
+                        "lengths",
+                        TensorView::new(&[batch], &vec![positions as i64; batch]).unwrap().into(),
+                    ),
+                    ("key_positions", TensorView::new(&[positions], &keys).unwrap().into()),
+                ],
+                &["logits"],
+                cache.as_mut(),
+                0..batch,
+            )
+            .unwrap();
+        let (shape, theirs) = golden.tensor("logits");
+        assert_eq!(logits[0].shape(), shape);
+        found[2] = largest_difference(logits[0].as_slice().unwrap(), &theirs);
+
+        println!("{model}: image_embeds, query_embeds, logits differ by at most {found:?}");
+        assert!(found.iter().all(|difference| *difference < TOLERANCE), "{model}: {found:?}");
+        for (worst, found) in worst.iter_mut().zip(found) {
+            *worst = worst.max(found);
+        }
+    }
+    println!("all: {worst:?}");
+}
+
+#[test]
+fn captions_are_transformers_alone_and_batched() {
+    let mut count = 0;
+    for model in MODELS {
+        let golden = Golden::open(model);
+        let pictures = golden.pictures();
+        let requests: Vec<_> = golden.cases.iter().map(|case| request(case, &pictures)).collect();
+        let mut captioner = golden.captioner(&options());
+        for (request, expected) in requests.iter().zip(golden.expected()) {
+            assert_eq!(captions(&mut captioner, &[*request]), [expected], "{model}, alone");
+        }
+        // All at once: prompts of all lengths side by side, more than there are
+        // slots, so that some wait for others to leave.
+        assert_eq!(captions(&mut captioner, &requests), golden.expected(), "{model}, together");
+        let few = CaptionerOptions { slots: 3, ..options() };
+        let together = captions(&mut golden.captioner(&few), &requests);
+        assert_eq!(together, golden.expected(), "{model}, in 3 slots");
+        count += golden.cases.len();
+    }
+    assert_eq!(count, MODELS.len() * 20);
+}
+
+#[test]
+fn captions_do_not_hang_on_the_cache() {
+    for model in MODELS {
+        let golden = Golden::open(model);
+        let pictures = golden.pictures();
+        let requests: Vec<_> = golden.cases.iter().map(|case| request(case, &pictures)).collect();
+        let recompute = CaptionerOptions { recompute: true, ..options() };
+        let found = captions(&mut golden.captioner(&recompute), &requests);
+        assert_eq!(found, golden.expected(), "{model}");
+    }
+}
+
+#[test]
+fn bad_requests_leave_their_neighbours_alone() {
+    let golden = Golden::open("plain");
+    let pictures = golden.pictures();
+    let good = request(&golden.cases[0], &pictures);
+    let cancelled = CancelFlag::default();
+    cancelled.cancel();
+    let room = golden.facts.max_positions - golden.facts.query_tokens - 1;
+    let batch = [
+        CaptionRequest { pixel_values: &pictures[0][1..], ..good },
+        CaptionRequest { prompt_ids: Some(&[]), ..good },
+        CaptionRequest { prompt_ids: Some(&[2, 96]), ..good },
+        good,
+        CaptionRequest { max_new_tokens: 0, ..good },
+        CaptionRequest { max_new_tokens: room + 2, ..good },
+        CaptionRequest { cancel: &cancelled, ..good },
+        CaptionRequest { max_new_tokens: room + 1, ..good },
+    ];
+    let mut captioner = golden.captioner(&options());
+    let outcomes = captioner.caption(&batch);
+    let kinds: Vec<_> = outcomes.iter().map(|o| o.as_ref().err().map(|e| e.kind())).collect();
+    let (invalid, cancelled) = (Some(Kind::InvalidInput), Some(Kind::Cancelled));
+    let expected = [invalid, invalid, invalid, None, invalid, invalid, cancelled, None];
+    assert_eq!(kinds, expected);
+    assert_eq!(outcomes[3].as_ref().unwrap(), &golden.cases[0].generated());
+    let message = outcomes[5].as_ref().unwrap_err().message().to_owned();
+    assert!(message.contains("65 positions in all, 64 allowed"), "{message}");
+    // The longest that is allowed: it may end early, but must not fail.
+    assert!(outcomes[7].as_ref().unwrap().ids.len() <= room + 1);
+    assert!(captioner.caption(&[]).is_empty());
+}
+
+/// Cancelled at its n-th look.
+struct After(std::sync::atomic::AtomicUsize, usize);
+
+impl imprompt_error::Cancellation for After {
+    fn is_cancelled(&self) -> bool {
+        self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed) >= self.1
+    }
+}
+
+#[test]
+fn cancellation_acts_between_steps() {
+    let golden = Golden::open("post_norm");
+    let pictures = golden.pictures();
+    let others: Vec<_> = golden.cases[..3].iter().map(|case| request(case, &pictures)).collect();
+    let mut captioner = golden.captioner(&options());
+    for looks in 0..6 {
+        let after = After(0.into(), looks);
+        let mut batch = others.clone();
+        batch.insert(1, CaptionRequest { cancel: &after, ..others[0] });
+        let mut outcomes = captioner.caption(&batch);
+        let outcome = outcomes.remove(1);
+        let found: Vec<_> = outcomes.into_iter().map(Result::unwrap).collect();
+        assert_eq!(found, golden.expected()[..3], "{looks}");
+        assert_eq!(outcome.unwrap_err().kind(), Kind::Cancelled, "{looks}");
+    }
+}
+
+#[test]
+fn graphs_that_are_not_the_facts_are_refused() {
+    let golden = Golden::open("plain");
+    let facts = CaptionFacts { heads: 2, head_dim: 16, ..golden.facts.clone() };
+    let error = Captioner::open(golden.folder.path(), facts, runtime(), &options()).unwrap_err();
+    assert_eq!(error.kind(), Kind::BadModel);
+    assert!(error.message().contains("past_key_values.0.key"), "{error}");
+    let tiny = CaptionerOptions { max_length: 4, ..options() };
+    let error = Captioner::open(golden.folder.path(), golden.facts.clone(), runtime(), &tiny);
+    assert_eq!(error.unwrap_err().kind(), Kind::InvalidInput);
+}

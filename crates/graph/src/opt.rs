@@ -1,0 +1,407 @@
+//! OPT (`transformers/models/opt/modeling_opt.py`) as a decoder that reads
+//! given embeddings and then tokens.
+//!
+//! One graph serves prefill and decode step, and sequences of different lengths
+//! side by side. With `batch` sequences that each append up to
+//! `queries + tokens` positions:
+//!
+//! | input | type | shape | |
+//! | --- | --- | --- | --- |
+//! | `query_embeds` | f32 | `[batch, queries, word_embed_proj_dim]` | what stands in front of the tokens; `queries` is 0 in a decode step |
+//! | `input_ids` | i64 | `[batch, tokens]` | padded on the right with any id |
+//! | `write_index` | i64 | `[batch]` | positions that the sequence already has in the cache |
+//! | `lengths` | i64 | `[batch]` | how many of the appended positions are real, from 1 |
+//! | `key_positions` | i64 | `[keys]` | 0, 1, ... `keys - 1`: how far attention looks at most; at least the largest `write_index + queries + tokens` |
+//! | `past_key_values.N.key`, `.value` | f32 | `[batch, heads, max_length, head_dim]` | the cache |
+//!
+//! | output | type | shape | |
+//! | --- | --- | --- | --- |
+//! | `logits` | f32 | `[batch, vocabulary]` | of the last real position |
+//! | `present.N.key`, `.value` | f32 | as the input | the cache, written in place by `TensorScatter` |
+//!
+//! Padding writes behind a sequence's end, where nothing looks until it is
+//! overwritten: a position sees the positions up to itself and no others, so a
+//! sequence never sees its neighbours or what an earlier one left in the slot.
+//! Attention reads `keys` positions of the cache and not `max_length`: their
+//! number is the shape of an input, so that it costs what the text is long, and
+//! no shape depends on data.
+
+use imprompt_error::{Error, Result};
+use serde_json::json;
+
+use crate::blip2::HARMLESS;
+use crate::builder::{Activation, Attribute, Dim, GraphBuilder, LinearWeights, Type, Value};
+use crate::config::Section;
+
+/// Rows of the position table in front of position 0.
+const POSITION_OFFSET: usize = 2;
+
+/// `nn.LayerNorm`'s own epsilon, which OPT leaves as it is.
+const EPSILON: f32 = 1e-5;
+
+/// OPT as `text_config` describes it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Opt {
+    /// Width of the decoder.
+    pub hidden_size: usize,
+    /// Width of a word's embedding.
+    pub word_embed_proj_dim: usize,
+    /// Width inside the MLP.
+    pub ffn_dim: usize,
+    /// Layers.
+    pub layers: usize,
+    /// Attention heads.
+    pub heads: usize,
+    /// Token ids are below this.
+    pub vocabulary: usize,
+    /// Positions that have an embedding.
+    pub max_positions: usize,
+    /// The MLP's activation.
+    pub activation: Activation,
+    /// Norms stand before attention and MLP, or after them.
+    pub norm_before: bool,
+    /// Whether a norm follows the last layer.
+    pub final_norm: bool,
+    /// Whether norms have weights.
+    pub affine: bool,
+    /// Whether linear layers have biases.
+    pub bias: bool,
+    /// Whether the head's matrix is the word embeddings.
+    pub tied: bool,
+    /// What a text starts with.
+    pub bos_token_id: u32,
+    /// A text ends with any of these.
+    pub eos_token_ids: Vec<u32>,
+}
+
+impl Opt {
+    /// `text_config`, with transformers 4.33's defaults. Token ids come from
+    /// here and not from `generation_config.json`, as in the reference, whose
+    /// language model never sees that file.
+    ///
+    /// # Errors
+    /// `Unsupported` naming a key that this build does not do, `BadModel` naming
+    /// one that is malformed.
+    pub fn from_config(config: &Section) -> Result<Self> {
+        config.only("model_type", &[json!("opt")])?;
+        let hidden_size = config.size("hidden_size", 768)?;
+        let norm_before = config.flag("do_layer_norm_before", true)?;
+        let opt = Opt {
+            hidden_size,
+            word_embed_proj_dim: config.size("word_embed_proj_dim", hidden_size)?,
+            ffn_dim: config.size("ffn_dim", 3072)?,
+            layers: config.size("num_hidden_layers", 12)?,
+            heads: config.size("num_attention_heads", 12)?,
+            vocabulary: config.size("vocab_size", 50272)?,
+            max_positions: config.size("max_position_embeddings", 2048)?,
+            activation: Activation::from_name(
+                &format!("{}: activation_function", config.path()),
+                &config.text("activation_function", "relu")?,
+            )?,
+            norm_before,
+            final_norm: norm_before && !config.flag("_remove_final_layer_norm", false)?,
+            affine: config.flag("layer_norm_elementwise_affine", true)?,
+            bias: config.flag("enable_bias", true)?,
+            tied: config.flag("tie_word_embeddings", true)?,
+            bos_token_id: config.index("bos_token_id", 2)?,
+            eos_token_ids: token_ids(config, "eos_token_id", 2)?,
+        };
+        let wrong = |what: String| Err(Error::bad_model(format!("{}: {what}", config.path())));
+        if !hidden_size.is_multiple_of(opt.heads) {
+            return wrong(format!(
+                "hidden_size {hidden_size} is no multiple of num_attention_heads {}",
+                opt.heads
+            ));
+        }
+        if let Some(id) = std::iter::once(&opt.bos_token_id)
+            .chain(&opt.eos_token_ids)
+            .find(|id| **id as usize >= opt.vocabulary)
+        {
+            return wrong(format!("token id {id} is not below vocab_size {}", opt.vocabulary));
+        }
+        let harmless = ["activation_dropout", "init_std", "use_cache", "_remove_final_layer_norm"];
+        config.finish(&[HARMLESS[0], HARMLESS[1], HARMLESS[2], &harmless])?;
+        Ok(opt)
+    }
+
+    /// Writes the graph described above. `prefix` is what the tensors' names
+    /// start with.
+    ///
+    /// # Errors
+    /// As [`GraphBuilder::weight`].
+    pub fn write(&self, g: &mut GraphBuilder<'_>, prefix: &str) -> Result<()> {
+        let embed_width = Dim::Fixed(self.word_embed_proj_dim);
+        let batch = Dim::Free("batch");
+        let queries = g.input("query_embeds", Type::F32, &[batch, "queries".into(), embed_width]);
+        let ids = g.input("input_ids", Type::I64, &[batch, "tokens".into()]);
+        let write_index = g.input("write_index", Type::I64, &[batch]);
+        let lengths = g.input("lengths", Type::I64, &[batch]);
+        let key_positions = g.input("key_positions", Type::I64, &["keys".into()]);
+        let decoder = format!("{prefix}.model.decoder");
+
+        g.set_scope("embeddings");
+        let words = self.word_embeddings(g, prefix, &ids)?;
+        let embeds = g.concat(&[&queries, &words], 1);
+        let count = g.dim(&embeds, 1);
+        let offsets = g.arange(&count);
+        let start = g.unsqueeze(&write_index, &[1]);
+        let positions = g.add(&start, &offsets);
+        let mut rows = self.rows(g, &embeds, self.word_embed_proj_dim);
+        if self.word_embed_proj_dim != self.hidden_size {
+            let name = format!("{decoder}.project_in");
+            rows = g.linear(
+                &rows,
+                LinearWeights {
+                    name: &name,
+                    input: self.word_embed_proj_dim,
+                    output: self.hidden_size,
+                    bias: false,
+                },
+            )?;
+        }
+        let position = self.position_embeddings(g, &decoder, &positions)?;
+        rows = g.add(&rows, &position);
+
+        g.set_scope("mask");
+        let last = g.unsqueeze(&positions, &[1, 3]);
+        let mask = g.node("LessOrEqual", &[&key_positions, &last], &[]);
+        let (batch, width) = (g.dim(&embeds, 0), self.head_dim() as i64);
+        let heads = g.ints(&[self.heads as i64, width]);
+        let step = Step {
+            keys: g.dim(&key_positions, 0),
+            head_shape: g.concat(&[&batch, &count, &heads], 0),
+            write_index,
+            mask,
+        };
+        for layer in 0..self.layers {
+            g.set_scope(&format!("layers.{layer}"));
+            rows = self.layer(g, &format!("{decoder}.layers.{layer}"), layer, &rows, &step)?;
+        }
+
+        g.set_scope("head");
+        let rest = g.ints(&[self.hidden_size as i64]);
+        let shape = g.concat(&[&batch, &count, &rest], 0);
+        let hidden = g.reshape_to(&rows, &shape);
+        let one = g.int(1);
+        let last = g.sub(&lengths, &one);
+        let last = g.unsqueeze(&last, &[1]);
+        let last = g.node("GatherND", &[&hidden, &last], &[("batch_dims", Attribute::Int(1))]);
+        let logits = self.head(g, prefix, &last)?;
+        let shape = ["batch".into(), Dim::Fixed(self.vocabulary)];
+        g.output(&logits, "logits", Type::F32, &shape);
+        Ok(())
+    }
+
+    fn head_dim(&self) -> usize {
+        self.hidden_size / self.heads
+    }
+
+    fn rows(&self, g: &mut GraphBuilder<'_>, data: &Value, width: usize) -> Value {
+        g.reshape(data, &[-1, width as i64])
+    }
+
+    /// The name of the matrix that is word embeddings and head in one: the
+    /// writer of a checkpoint keeps either.
+    fn tied_name(&self, g: &GraphBuilder<'_>, prefix: &str) -> String {
+        let words = format!("{prefix}.model.decoder.embed_tokens.weight");
+        let head = format!("{prefix}.lm_head.weight");
+        if !g.weights().contains(&words) && g.weights().contains(&head) { head } else { words }
+    }
+
+    fn word_embeddings(
+        &self,
+        g: &mut GraphBuilder<'_>,
+        prefix: &str,
+        ids: &Value,
+    ) -> Result<Value> {
+        let shape = [self.vocabulary, self.word_embed_proj_dim];
+        if self.tied {
+            // The head needs the table in float32 in any case: share it.
+            let name = self.tied_name(g, prefix);
+            let table = g.weight(&name, &shape)?;
+            return Ok(g.gather(&table, ids, 0));
+        }
+        let name = format!("{prefix}.model.decoder.embed_tokens.weight");
+        let table = g.stored_weight(&name, &shape)?;
+        let words = g.gather(&table, ids, 0);
+        Ok(g.cast(&words, Type::F32))
+    }
+
+    /// The embedding of each position as rows. Padding may lie behind the
+    /// table's end: it takes the last row.
+    fn position_embeddings(
+        &self,
+        g: &mut GraphBuilder<'_>,
+        decoder: &str,
+        positions: &Value,
+    ) -> Result<Value> {
+        let name = format!("{decoder}.embed_positions.weight");
+        let shape = [self.max_positions + POSITION_OFFSET, self.hidden_size];
+        let table = g.stored_weight(&name, &shape)?;
+        let offset = g.int(POSITION_OFFSET as i64);
+        let end = g.int((self.max_positions + POSITION_OFFSET - 1) as i64);
+        let index = g.add(positions, &offset);
+        let index = g.node("Min", &[&index, &end], &[]);
+        let embeds = g.gather(&table, &index, 0);
+        let embeds = g.cast(&embeds, Type::F32);
+        Ok(self.rows(g, &embeds, self.hidden_size))
+    }
+
+    fn layer(
+        &self,
+        g: &mut GraphBuilder<'_>,
+        prefix: &str,
+        layer: usize,
+        rows: &Value,
+        step: &Step,
+    ) -> Result<Value> {
+        let name = format!("{prefix}.self_attn_layer_norm");
+        let normed = self.norm_if(g, self.norm_before, rows, &name)?;
+        let attended = self.attend(g, &format!("{prefix}.self_attn"), layer, &normed, step)?;
+        let rows = g.add(rows, &attended);
+        let rows = self.norm_if(g, !self.norm_before, &rows, &name)?;
+
+        let name = format!("{prefix}.final_layer_norm");
+        let normed = self.norm_if(g, self.norm_before, &rows, &name)?;
+        let inside = self.linear(g, &format!("{prefix}.fc1"), &normed, self.ffn_dim)?;
+        let inside = g.activation(&inside, self.activation);
+        let outside = g.linear(
+            &inside,
+            LinearWeights {
+                name: &format!("{prefix}.fc2"),
+                input: self.ffn_dim,
+                output: self.hidden_size,
+                bias: self.bias,
+            },
+        )?;
+        let rows = g.add(&rows, &outside);
+        self.norm_if(g, !self.norm_before, &rows, &name)
+    }
+
+    /// Attention of the appended positions to the whole sequence, through the
+    /// cache.
+    fn attend(
+        &self,
+        g: &mut GraphBuilder<'_>,
+        prefix: &str,
+        layer: usize,
+        rows: &Value,
+        step: &Step,
+    ) -> Result<Value> {
+        let width = self.hidden_size;
+        let query = self.linear(g, &format!("{prefix}.q_proj"), rows, width)?;
+        let query = g.reshape_to(&query, &step.head_shape);
+        let query = g.transpose(&query, &[0, 2, 1, 3]);
+        let mut cached = Vec::with_capacity(2);
+        for (kind, projection) in [("key", "k_proj"), ("value", "v_proj")] {
+            let shape = [
+                "batch".into(),
+                Dim::Fixed(self.heads),
+                "max_length".into(),
+                Dim::Fixed(self.head_dim()),
+            ];
+            let past = g.input(&format!("past_key_values.{layer}.{kind}"), Type::F32, &shape);
+            let new = self.linear(g, &format!("{prefix}.{projection}"), rows, width)?;
+            let new = g.reshape_to(&new, &step.head_shape);
+            let new = g.transpose(&new, &[0, 2, 1, 3]);
+            let present = g.tensor_scatter(&past, &new, &step.write_index, 2);
+            g.output(&present, &format!("present.{layer}.{kind}"), Type::F32, &shape);
+            let start = g.ints(&[0]);
+            cached.push(g.slice(&present, &start, &step.keys, 2));
+        }
+        let scale = (self.head_dim() as f32).sqrt().recip();
+        let context = g.node(
+            "Attention",
+            &[&query, &cached[0], &cached[1], &step.mask],
+            &[("scale", Attribute::Float(scale))],
+        );
+        let context = g.transpose(&context, &[0, 2, 1, 3]);
+        let context = self.rows(g, &context, width);
+        self.linear(g, &format!("{prefix}.out_proj"), &context, width)
+    }
+
+    /// A linear layer from the decoder's width.
+    fn linear(
+        &self,
+        g: &mut GraphBuilder<'_>,
+        name: &str,
+        rows: &Value,
+        output: usize,
+    ) -> Result<Value> {
+        let layer = LinearWeights { name, input: self.hidden_size, output, bias: self.bias };
+        g.linear(rows, layer)
+    }
+
+    fn norm_if(
+        &self,
+        g: &mut GraphBuilder<'_>,
+        here: bool,
+        rows: &Value,
+        name: &str,
+    ) -> Result<Value> {
+        match (here, self.affine) {
+            (false, _) => Ok(rows.clone()),
+            (true, true) => g.layer_norm(rows, name, self.hidden_size, EPSILON),
+            (true, false) => {
+                let ones = g.floats(&[self.hidden_size], &vec![1.0; self.hidden_size])?;
+                let attributes =
+                    [("axis", Attribute::Int(-1)), ("epsilon", Attribute::Float(EPSILON))];
+                Ok(g.node("LayerNormalization", &[rows, &ones], &attributes))
+            }
+        }
+    }
+
+    /// The last position's hidden state to logits.
+    fn head(&self, g: &mut GraphBuilder<'_>, prefix: &str, last: &Value) -> Result<Value> {
+        let decoder = format!("{prefix}.model.decoder");
+        let mut last =
+            self.norm_if(g, self.final_norm, last, &format!("{decoder}.final_layer_norm"))?;
+        if self.word_embed_proj_dim != self.hidden_size {
+            last = g.linear(
+                &last,
+                LinearWeights {
+                    name: &format!("{decoder}.project_out"),
+                    input: self.hidden_size,
+                    output: self.word_embed_proj_dim,
+                    bias: false,
+                },
+            )?;
+        }
+        let name = match self.tied {
+            true => self.tied_name(g, prefix),
+            false => format!("{prefix}.lm_head.weight"),
+        };
+        let matrix = g.weight(&name, &[self.vocabulary, self.word_embed_proj_dim])?;
+        Ok(g.gemm(&last, &matrix, None))
+    }
+}
+
+/// What every layer of one run shares.
+struct Step {
+    /// How many positions of the cache attention reads, shape `[1]`.
+    keys: Value,
+    /// `[batch, positions, heads, head_dim]`.
+    head_shape: Value,
+    /// `[batch]`.
+    write_index: Value,
+    /// Which keys a position sees, `[batch, 1, positions, keys]`.
+    mask: Value,
+}
+
+/// One token id or a list of them.
+fn token_ids(config: &Section, key: &str, default: u32) -> Result<Vec<u32>> {
+    match config.get(key).and_then(|value| value.as_array()) {
+        None => Ok(vec![config.index(key, default)?]),
+        Some(list) => list
+            .iter()
+            .map(|value| value.as_u64().and_then(|id| u32::try_from(id).ok()))
+            .collect::<Option<Vec<u32>>>()
+            .filter(|ids| !ids.is_empty())
+            .ok_or_else(|| {
+                Error::bad_model(format!(
+                    "{}: {key} must be a token id or a list of token ids",
+                    config.path()
+                ))
+            }),
+    }
+}
