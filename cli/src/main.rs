@@ -1,2 +1,41 @@
-//! The `imprompt` command.
-fn main() {}
+//! The `imprompt` command: builds, serves, uses and measures model repositories that turn
+//! pictures into text. Results go to stdout, everything else to stderr; exit codes are 0 done,
+//! 1 failed, 2 wrong usage.
+#![forbid(unsafe_code)]
+
+mod arguments;
+mod ask;
+mod commands;
+mod hub;
+mod installed;
+mod pictures;
+mod talk;
+mod wheel;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use crate::arguments::{Arguments, Command};
+use crate::commands::{bench, build, caption, embed, interrogate, serve, tag, vocabulary};
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let result = match &arguments.command {
+        Command::Build(arguments) => build::run(arguments),
+        Command::Serve(arguments) => serve::run(arguments),
+        Command::Interrogate(arguments) => interrogate::run(arguments),
+        Command::Tag(arguments) => tag::run(arguments),
+        Command::Caption(arguments) => caption::run(arguments),
+        Command::Embed(arguments) => embed::run(arguments),
+        Command::Vocabulary(arguments) => vocabulary::run(arguments),
+        Command::Bench(arguments) => bench::run(arguments),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            failure.print();
+            ExitCode::from(failure.code())
+        }
+    }
+}

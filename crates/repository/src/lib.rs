@@ -2,13 +2,21 @@
 //! label tables, and the same stages run in-process. No Triton, no network.
 #![forbid(unsafe_code)]
 
+mod build;
 pub mod config;
+mod encoder;
 mod files;
 mod in_process;
 mod layout;
 mod manifest;
 mod progress;
+mod source;
+mod tables;
+mod vocabulary;
 
+pub use build::{BuildRequest, build, check_target};
 pub use in_process::InProcess;
 pub use manifest::{FileEntry, Manifest, Source, TableEntry};
 pub use progress::{Progress, Silent, Unit};
+pub use source::ModelFolder;
+pub use vocabulary::{AddTables, add_tables, remove_tables};

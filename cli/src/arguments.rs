@@ -1,0 +1,394 @@
+//! The command line: every flag, with what it means.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Turns pictures into text: prompts, captions, tags and embeddings.
+#[derive(Debug, Parser)]
+#[command(
+    name = "imprompt",
+    version,
+    about = "Turns pictures into text: prompts, captions, tags and embeddings",
+    long_about = "Turns pictures into text: prompts, captions, tags and embeddings.\n\n\
+        First build a model repository out of a CLIP and a captioner, then use it in this \
+        process, or serve it with Triton Inference Server and use it from anywhere.",
+    after_long_help = "Examples:\n  \
+        imprompt build --clip openai/clip-vit-base-patch32 --captioner Salesforce/blip2-opt-2.7b \\\n      \
+            --vocabulary clip-interrogator --out models\n  \
+        imprompt interrogate photo.jpg --repo models\n  \
+        imprompt serve models\n  \
+        imprompt tag photos/ --labels 'a cat,a dog' --server http://localhost:8000 --json\n\n\
+        Exit codes: 0 done, 1 failed (also when one picture of many failed), 2 wrong usage.\n\
+        Results go to stdout, everything else to stderr.",
+    disable_help_subcommand = true,
+    max_term_width = 100
+)]
+pub struct Arguments {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Build a model repository from Hugging Face models
+    Build(Build),
+    /// Serve a repository with Triton Inference Server
+    Serve(Serve),
+    /// Find the prompt that would draw a picture
+    Interrogate(Interrogate),
+    /// Give labels to pictures, with probabilities
+    Tag(Tag),
+    /// Describe pictures, or continue a text about them
+    Caption(Caption),
+    /// Print CLIP embeddings of pictures or texts, as JSON lines
+    Embed(Embed),
+    /// List, add and remove the label tables of a repository
+    #[command(subcommand)]
+    Vocabulary(Vocabulary),
+    /// Measure latency and throughput
+    Bench(Bench),
+}
+
+/// `imprompt build`.
+#[derive(Debug, Args)]
+#[command(
+    after_long_help = "Examples:\n  \
+        imprompt build --clip models/demo-clip --captioner models/demo-blip2 \\\n      \
+            --vocabulary models/demo-vocabulary --out demo-repository\n  \
+        imprompt build --clip openai/clip-vit-large-patch14 --vocabulary my-terms/ --out tags-only\n\n\
+        A model source is a folder as `save_pretrained` writes it (config.json, model.safetensors or \
+        its shards, tokenizer files, preprocessor_config.json), or the hub id of one: OWNER/NAME, \
+        optionally @REVISION. HF_HOME, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE mean what they always do.\n\n\
+        The build writes the ONNX graphs itself and needs no Python. Weights are not converted and not \
+        copied: they are hard links to the source's files where the file system allows. An existing \
+        repository is replaced; label embeddings that are still right are kept."
+)]
+pub struct Build {
+    /// The CLIP: a folder, or a hub id
+    #[arg(long, value_name = "DIR|HF_ID", required_unless_present = "captioner")]
+    pub clip: Option<String>,
+    /// The captioner: a folder, or a hub id
+    #[arg(long, value_name = "DIR|HF_ID")]
+    pub captioner: Option<String>,
+    /// A folder of label tables (*.txt, a label a line), or `clip-interrogator` for that package's five; repeatable
+    #[arg(long, value_name = "DIR|clip-interrogator")]
+    pub vocabulary: Vec<String>,
+    /// The device the models run on
+    #[arg(long, value_enum, default_value_t = Device::Cpu)]
+    pub device: Device,
+    /// Threads of each stage instance; 0: one a core
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u16).range(0..=1024))]
+    pub threads: u16,
+    /// Copy the weights even where hard links would do
+    #[arg(long)]
+    pub copy: bool,
+    /// The repository to write
+    #[arg(long, value_name = "REPO")]
+    pub out: PathBuf,
+    /// The ONNX Runtime library that computes the label embeddings [default: looked for]
+    #[arg(long, value_name = "FILE")]
+    pub onnxruntime: Option<PathBuf>,
+}
+
+/// Where models run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Device {
+    /// The processor, through ONNX Runtime.
+    Cpu,
+}
+
+/// `imprompt serve`.
+#[derive(Debug, Args)]
+#[command(
+    after_long_help = "Examples:\n  \
+        imprompt serve models\n  \
+        imprompt serve models -- --http-port=9000 --allow-grpc=false\n\n\
+        The server is looked for in $TRITONSERVER, /opt/tritonserver/bin/tritonserver and where the \
+        project's scripts install it ($IMPROMPT_HOME); the backend, libtriton_imprompt.so, in \
+        $IMPROMPT_BACKEND, beside this command and in /opt/tritonserver/backends/imprompt; ONNX Runtime \
+        in $IMPROMPT_ONNXRUNTIME and the places that have it. Ctrl-C stops the server."
+)]
+pub struct Serve {
+    /// The repository that `imprompt build` made
+    #[arg(value_name = "REPO")]
+    pub repository: PathBuf,
+    /// Flags for tritonserver
+    #[arg(last = true, value_name = "TRITONSERVER FLAGS")]
+    pub flags: Vec<String>,
+}
+
+/// Who answers: a server, or a repository in this process.
+#[derive(Debug, Args)]
+pub struct Where {
+    /// A Triton server's address, such as http://localhost:8000
+    #[arg(long, value_name = "URL", conflicts_with = "repo", help_heading = "Where it runs")]
+    pub server: Option<String>,
+    /// A built repository, to run in this process [default: $IMPROMPT_REPOSITORY]
+    #[arg(long, value_name = "REPO", help_heading = "Where it runs")]
+    pub repo: Option<PathBuf>,
+    /// Threads of each stage in this process; 0: one a core
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u16).range(0..=1024), help_heading = "Where it runs")]
+    pub threads: u16,
+    /// The ONNX Runtime library for this process [default: looked for]
+    #[arg(long, value_name = "FILE", help_heading = "Where it runs")]
+    pub onnxruntime: Option<PathBuf>,
+}
+
+/// Pictures.
+#[derive(Debug, Args)]
+pub struct Pictures {
+    /// A picture (JPEG, PNG, WebP, GIF, BMP), or a folder of pictures
+    #[arg(value_name = "PATH", required = true)]
+    pub paths: Vec<PathBuf>,
+}
+
+/// The modes of CLIP Interrogator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Mode {
+    /// Chain terms to the caption as long as they fit the picture better
+    Best,
+    /// The caption and the best terms of all tables
+    Fast,
+    /// The caption and the best term of each table
+    Classic,
+    /// Terms that fit the picture least, for a negative prompt
+    Negative,
+    /// The caption alone
+    Caption,
+}
+
+impl Mode {
+    /// The name that `interrogate` takes.
+    pub fn name(self) -> &'static str {
+        match self {
+            Mode::Best => "best",
+            Mode::Fast => "fast",
+            Mode::Classic => "classic",
+            Mode::Negative => "negative",
+            Mode::Caption => "caption",
+        }
+    }
+}
+
+/// `imprompt interrogate`.
+#[derive(Debug, Args)]
+#[command(
+    after_long_help = "Examples:\n  \
+        imprompt interrogate croissant.png --repo models\n  \
+        imprompt interrogate photos/ --mode fast --json --server http://localhost:8000 > prompts.jsonl\n\n\
+        Plain output is the prompt; with several pictures PATH, a tab and the prompt. A folder run goes \
+        on past a bad picture, reports it, and ends with exit code 1."
+)]
+pub struct Interrogate {
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub pictures: Pictures,
+    /// How the prompt is made
+    #[arg(long, value_enum, default_value_t = Mode::Best)]
+    pub mode: Mode,
+    /// Use this caption instead of making one
+    #[arg(long, value_name = "TEXT")]
+    pub given_caption: Option<String>,
+    /// Terms that best mode adds at least [server's default: 8]
+    #[arg(long, value_name = "N")]
+    pub min_flavors: Option<i32>,
+    /// Terms that are added at most [server's default: 32, classic mode 3]
+    #[arg(long, value_name = "N")]
+    pub max_flavors: Option<i32>,
+    /// Tokens of the caption at most [server's default: 32]
+    #[arg(long, value_name = "N")]
+    pub max_new_tokens: Option<i32>,
+    /// One JSON object a line: image, mode, prompt, caption, similarity, seconds
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub place: Where,
+}
+
+/// `imprompt tag`.
+#[derive(Debug, Args)]
+#[command(
+    group = clap::ArgGroup::new("set").required(true).args(["labels", "vocabulary"]),
+    after_long_help = "Examples:\n  \
+        imprompt tag photo.jpg --labels 'cat,dog,bird' --template 'a photo of a {}' --repo models\n  \
+        imprompt tag photos/ --vocabulary mediums --top-k 3 --json --server http://localhost:8000\n\n\
+        Plain output is a line a label: probability, similarity, label, separated by tabs; with several \
+        pictures PATH comes first."
+)]
+pub struct Tag {
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub pictures: Pictures,
+    /// The labels, separated by commas
+    #[arg(long, value_name = "A,B,C", value_delimiter = ',')]
+    pub labels: Vec<String>,
+    /// A label table of the repository, see `imprompt vocabulary list`
+    #[arg(long, value_name = "NAME")]
+    pub vocabulary: Option<String>,
+    /// A text with {} where the label goes [default: the label as it is]
+    #[arg(long, value_name = "TEXT")]
+    pub template: Option<String>,
+    /// Only the K best, best first [default: all, in the order given]
+    #[arg(long, value_name = "K")]
+    pub top_k: Option<i32>,
+    /// One JSON object a line: image, labels (label, probability, similarity)
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub place: Where,
+}
+
+/// `imprompt caption`.
+#[derive(Debug, Args)]
+#[command(
+    after_long_help = "Examples:\n  \
+        imprompt caption photo.jpg --repo models\n  \
+        imprompt caption photo.jpg --text 'Question: what colour is the car? Answer:' --repo models\n\n\
+        Plain output is the caption; with several pictures PATH, a tab and the caption."
+)]
+pub struct Caption {
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub pictures: Pictures,
+    /// A prompt or question that the caption continues
+    #[arg(long, value_name = "TEXT")]
+    pub text: Option<String>,
+    /// Tokens of the caption at most [server's default: 32]
+    #[arg(long, value_name = "N")]
+    pub max_new_tokens: Option<i32>,
+    /// One JSON object a line: image, caption
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub place: Where,
+}
+
+/// `imprompt embed`.
+#[derive(Debug, Args)]
+#[command(
+    after_long_help = "Examples:\n  \
+        imprompt embed photos/ --repo models > pictures.jsonl\n  \
+        imprompt embed --text 'a photo of a cat' 'a photo of a dog' --server http://localhost:8000\n\n\
+        One JSON object a line: image (the path) or text, and embedding (L2-normalised)."
+)]
+pub struct Embed {
+    /// A picture (JPEG, PNG, WebP, GIF, BMP), or a folder of pictures
+    #[arg(value_name = "PATH", required_unless_present = "text", conflicts_with = "text")]
+    pub paths: Vec<PathBuf>,
+    /// Texts to embed instead of pictures
+    #[arg(long, value_name = "TEXT", num_args = 1..)]
+    pub text: Vec<String>,
+    /// JSON lines; this is always so here
+    #[arg(long, hide = true)]
+    pub json: bool,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub place: Where,
+}
+
+/// `imprompt vocabulary`.
+#[derive(Debug, Subcommand)]
+pub enum Vocabulary {
+    /// Print name, number of labels and hash of each label table
+    List {
+        /// The repository [default: $IMPROMPT_REPOSITORY]
+        #[arg(long, value_name = "REPO")]
+        repo: Option<PathBuf>,
+        /// One JSON object a line: name, labels, hash
+        #[arg(long)]
+        json: bool,
+    },
+    /// Add label tables; restart or reload a running server afterwards
+    Add {
+        /// A label table (a .txt file), a folder of them, or `clip-interrogator`
+        #[arg(value_name = "FILE|DIR|clip-interrogator", required = true)]
+        sources: Vec<String>,
+        /// Replace tables of the same name
+        #[arg(long)]
+        replace: bool,
+        /// The repository [default: $IMPROMPT_REPOSITORY]
+        #[arg(long, value_name = "REPO")]
+        repo: Option<PathBuf>,
+        /// The ONNX Runtime library that computes the embeddings [default: looked for]
+        #[arg(long, value_name = "FILE")]
+        onnxruntime: Option<PathBuf>,
+    },
+    /// Remove label tables
+    Remove {
+        /// Names of tables
+        #[arg(value_name = "NAME", required = true)]
+        names: Vec<String>,
+        /// The repository [default: $IMPROMPT_REPOSITORY]
+        #[arg(long, value_name = "REPO")]
+        repo: Option<PathBuf>,
+    },
+}
+
+/// `imprompt bench`.
+#[derive(Debug, Args)]
+#[command(
+    after_long_help = "Examples:\n  \
+        imprompt bench croissant.png --repo models\n  \
+        imprompt bench photos/ --ensemble zero_shot --labels cat,dog --concurrency 8 --requests 400 \\\n      \
+            --server http://localhost:8000 --json\n\n\
+        Requests go round the pictures; each of --concurrency callers waits for its answer before it \
+        asks again (closed loop). Percentiles are of single requests, warm-up not counted."
+)]
+pub struct Bench {
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub pictures: Pictures,
+    /// What to measure
+    #[arg(long, value_enum, default_value_t = BenchEnsemble::Interrogate)]
+    pub ensemble: BenchEnsemble,
+    /// The mode of `interrogate`
+    #[arg(long, value_enum, default_value_t = Mode::Best)]
+    pub mode: Mode,
+    /// The labels of `zero_shot`, separated by commas
+    #[arg(long, value_name = "A,B,C", value_delimiter = ',', required_if_eq("ensemble", "zero_shot"))]
+    pub labels: Vec<String>,
+    /// Requests that are measured
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
+    pub requests: u32,
+    /// Requests before that
+    #[arg(long, default_value_t = 3)]
+    pub warm_up: u32,
+    /// Callers at the same time
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub concurrency: u16,
+    /// One JSON object instead of the table
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub place: Where,
+}
+
+/// Ensembles that take a picture.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+#[allow(missing_docs)]
+pub enum BenchEnsemble {
+    Interrogate,
+    Caption,
+    ZeroShot,
+    EmbedImage,
+}
+
+impl BenchEnsemble {
+    /// The name in a repository.
+    pub fn name(self) -> &'static str {
+        match self {
+            BenchEnsemble::Interrogate => "interrogate",
+            BenchEnsemble::Caption => "caption",
+            BenchEnsemble::ZeroShot => "zero_shot",
+            BenchEnsemble::EmbedImage => "embed_image",
+        }
+    }
+}

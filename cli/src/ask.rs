@@ -1,0 +1,232 @@
+//! Asking an ensemble: of a server over HTTP, or of a repository in this process.
+
+use imprompt_error::Uncancellable;
+use imprompt_kserve::{Client, InferRequest, Values};
+use imprompt_repository::InProcess;
+use imprompt_stage::{Data, Parameters, Response, Tensor};
+
+use crate::arguments::Where;
+use crate::installed;
+use crate::talk::{Failure, Result};
+
+/// Requests a server is given at the same time, for its dynamic batching.
+const SERVER_CONCURRENCY: usize = 4;
+
+/// The tensors of one request: name, and values of the one item.
+#[derive(Clone, Debug, Default)]
+pub struct Question(Vec<Tensor<'static>>);
+
+impl Question {
+    /// About a picture.
+    pub fn picture(bytes: Vec<u8>) -> Self {
+        Question(vec![Tensor::bytes("image", vec![1, 1], vec![bytes.into()])])
+    }
+
+    /// With a text, if there is one.
+    #[must_use]
+    pub fn text(self, name: &'static str, text: Option<&str>) -> Self {
+        match text {
+            Some(text) => self.texts(name, &[text.to_owned()]),
+            None => self,
+        }
+    }
+
+    /// With a list of texts, if there are any.
+    #[must_use]
+    pub fn texts(mut self, name: &'static str, texts: &[String]) -> Self {
+        if !texts.is_empty() {
+            let values = texts.iter().map(|text| text.clone().into_bytes().into()).collect();
+            self.0.push(Tensor::bytes(name, vec![1, texts.len()], values));
+        }
+        self
+    }
+
+    /// With a number, if there is one.
+    #[must_use]
+    pub fn number(mut self, name: &'static str, number: Option<i32>) -> Self {
+        if let Some(number) = number {
+            self.0.push(Tensor::i32(name, vec![1, 1], vec![number]));
+        }
+        self
+    }
+
+    fn to_wire(&self) -> InferRequest {
+        self.0.iter().fold(InferRequest::new(), |request, tensor| {
+            let shape: Vec<i64> = tensor.shape.iter().map(|&size| size as i64).collect();
+            let values = match &tensor.data {
+                Data::F32(values) => Values::F32(values.to_vec()),
+                Data::I32(values) => Values::I32(values.to_vec()),
+                Data::Bytes(values) => Values::Bytes(values.iter().map(|v| v.to_vec()).collect()),
+            };
+            request.tensor(&tensor.name, shape, values)
+        })
+    }
+}
+
+/// The answer to a question.
+#[derive(Clone, Debug)]
+pub struct Answer(Response);
+
+impl Answer {
+    /// The texts of an output.
+    pub fn texts(&self, name: &str) -> Result<Vec<String>> {
+        match &self.tensor(name)?.data {
+            Data::Bytes(values) => {
+                Ok(values.iter().map(|value| String::from_utf8_lossy(value).into_owned()).collect())
+            }
+            other => Err(wrong_type(name, &other.dtype().to_string(), "BYTES")),
+        }
+    }
+
+    /// The one text of an output.
+    pub fn text(&self, name: &str) -> Result<String> {
+        self.texts(name)?.pop().ok_or_else(|| Failure::new(format!("output `{name}` is empty")))
+    }
+
+    /// The numbers of an output.
+    pub fn numbers(&self, name: &str) -> Result<&[f32]> {
+        match &self.tensor(name)?.data {
+            Data::F32(values) => Ok(values),
+            other => Err(wrong_type(name, &other.dtype().to_string(), "FP32")),
+        }
+    }
+
+    /// The one number of an output.
+    pub fn number(&self, name: &str) -> Result<f32> {
+        let numbers = self.numbers(name)?;
+        numbers.first().copied().ok_or_else(|| Failure::new(format!("output `{name}` is empty")))
+    }
+
+    fn tensor(&self, name: &str) -> Result<&Tensor<'static>> {
+        let missing = || Failure::new(format!("the answer has no output `{name}`"));
+        self.0.iter().find(|tensor| tensor.name == name).ok_or_else(missing)
+    }
+}
+
+fn wrong_type(name: &str, found: &str, expected: &str) -> Failure {
+    Failure::new(format!("output `{name}`: type {found}, expected {expected}"))
+}
+
+/// One ensemble, wherever it runs.
+pub enum Asker {
+    /// On a server.
+    Server {
+        /// The connection.
+        client: Client,
+        /// The ensemble's name.
+        ensemble: &'static str,
+    },
+    /// In this process.
+    Here(Box<InProcess>),
+}
+
+impl Asker {
+    /// Opens `ensemble` where the command line says.
+    pub fn open(place: &Where, ensemble: &'static str) -> Result<Self> {
+        if let Some(url) = &place.server {
+            let client = Client::new(url);
+            if !client.is_live() {
+                return Err(Failure::new(format!("no server answers at {}", client.url()))
+                    .hint("start one with `imprompt serve REPO`, or run in-process with --repo REPO"));
+            }
+            return Ok(Asker::Server { client, ensemble });
+        }
+        let repository = installed::repository(place.repo.as_deref())?;
+        let parameters = Parameters {
+            threads: place.threads.into(),
+            onnxruntime: installed::onnxruntime(place.onnxruntime.as_deref())?,
+            ..Parameters::default()
+        };
+        Ok(Asker::Here(Box::new(InProcess::open(&repository, ensemble, &parameters)?)))
+    }
+
+    /// How many questions to put at once.
+    pub fn at_once(&self, in_process: usize) -> usize {
+        match self {
+            Asker::Server { .. } => SERVER_CONCURRENCY,
+            Asker::Here(_) => in_process,
+        }
+    }
+
+    /// Answers each question, in order.
+    pub fn ask(&mut self, questions: Vec<Question>) -> Vec<Result<Answer>> {
+        match self {
+            Asker::Here(ensemble) => {
+                let requests = questions.into_iter().map(|question| question.0).collect();
+                let answers = ensemble.run_batch(requests, &Uncancellable);
+                answers.into_iter().map(|answer| Ok(Answer(answer?))).collect()
+            }
+            Asker::Server { client, ensemble } => std::thread::scope(|scope| {
+                let (client, ensemble) = (&*client, *ensemble);
+                let call = |question: Question| scope.spawn(move || call(client, ensemble, &question));
+                let calls: Vec<_> = questions.into_iter().map(call).collect();
+                calls
+                    .into_iter()
+                    .map(|call| call.join().unwrap_or_else(|_| Err(Failure::new("a call failed"))))
+                    .collect()
+            }),
+        }
+    }
+}
+
+/// One call of a server.
+fn call(client: &Client, ensemble: &str, question: &Question) -> Result<Answer> {
+    let response = client.infer(ensemble, &question.to_wire()).map_err(|error| {
+        let failure = Failure::new(&error);
+        match error.code() {
+            Some(404) => failure.hint(format!(
+                "the server at {} serves no `{ensemble}`: is it one that `imprompt serve` started, \
+                 and was the repository built with the models that `{ensemble}` needs?",
+                client.url()
+            )),
+            Some(503) => failure.hint("the server is busy: ask again, or with fewer callers"),
+            _ => failure,
+        }
+    })?;
+    let tensors = response.outputs.into_iter().map(|tensor| {
+        let shape = tensor.shape.iter().map(|&size| usize::try_from(size).unwrap_or(0)).collect();
+        let data = match tensor.values {
+            Values::Bytes(values) => Data::Bytes(values.into_iter().map(Into::into).collect()),
+            Values::F32(values) => Data::F32(values.into()),
+            Values::I32(values) => Data::I32(values.into()),
+            Values::Raw { datatype, .. } => {
+                return Err(wrong_type(&tensor.name, &datatype, "BYTES, FP32 or INT32"));
+            }
+        };
+        Ok(Tensor { name: tensor.name.into(), shape, data })
+    });
+    Ok(Answer(tensors.collect::<Result<_>>()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_question_has_batch_first_shapes_and_only_what_was_given() {
+        let labels = ["a".to_owned(), "b".to_owned()];
+        let request = Question::picture(vec![1, 2])
+            .texts("labels", &labels)
+            .text("template", None)
+            .text("vocabulary", Some("mediums"))
+            .number("top_k", Some(3))
+            .number("min_flavors", None)
+            .to_wire();
+        let shapes: Vec<_> = request.inputs.iter().map(|t| (&*t.name, t.shape.clone())).collect();
+        let expected = [("image", vec![1, 1]), ("labels", vec![1, 2]), ("vocabulary", vec![1, 1]), ("top_k", vec![1, 1])];
+        assert_eq!(shapes, expected);
+        assert_eq!(request.inputs[0].values, Values::Bytes(vec![vec![1, 2]]));
+    }
+
+    #[test]
+    fn answers_are_checked() {
+        let answer = Answer(vec![
+            Tensor::texts("prompt", vec!["x".into()]),
+            Tensor::f32("similarity", vec![1, 0], vec![]),
+        ]);
+        assert_eq!(answer.text("prompt").unwrap(), "x");
+        assert!(answer.number("prompt").is_err());
+        assert!(answer.number("similarity").is_err());
+        assert!(answer.text("caption").is_err());
+    }
+}

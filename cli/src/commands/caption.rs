@@ -1,0 +1,32 @@
+//! `imprompt caption`.
+
+use serde::Serialize;
+
+use super::run;
+use crate::arguments::Caption;
+use crate::ask::{Asker, Question};
+use crate::talk::Result;
+
+/// A line of `--json`.
+#[derive(Serialize)]
+struct Line {
+    image: String,
+    caption: String,
+}
+
+/// Prints the caption of every picture.
+pub fn run(arguments: &Caption) -> Result<()> {
+    let asker = Asker::open(&arguments.place, "caption")?;
+    let question = |picture| {
+        Question::picture(picture)
+            .text("text", arguments.text.as_deref())
+            .number("max_new_tokens", arguments.max_new_tokens)
+    };
+    run::pictures(&arguments.pictures.paths, asker, 1, question, |path, is_many, answer, _| {
+        let caption = answer.text("caption")?;
+        if !arguments.json {
+            return run::plain(path, is_many, &caption);
+        }
+        run::json(&Line { image: path.display().to_string(), caption })
+    })
+}

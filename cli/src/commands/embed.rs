@@ -1,0 +1,48 @@
+//! `imprompt embed`.
+
+use serde::Serialize;
+
+use super::run;
+use crate::arguments::Embed;
+use crate::ask::{Asker, Question};
+use crate::talk::Result;
+
+/// Requests given to the stages together in this process.
+const TOGETHER: usize = 8;
+
+/// The line of a picture.
+#[derive(Serialize)]
+struct PictureLine<'a> {
+    image: String,
+    embedding: &'a [f32],
+}
+
+/// The line of a text.
+#[derive(Serialize)]
+struct TextLine<'a> {
+    text: &'a str,
+    embedding: &'a [f32],
+}
+
+/// Prints the embedding of every picture, or of every text.
+pub fn run(arguments: &Embed) -> Result<()> {
+    if !arguments.text.is_empty() {
+        return texts(arguments);
+    }
+    let asker = Asker::open(&arguments.place, "embed_image")?;
+    run::pictures(&arguments.paths, asker, TOGETHER, Question::picture, |path, _, answer, _| {
+        let embedding = answer.numbers("embedding")?;
+        run::json(&PictureLine { image: path.display().to_string(), embedding })
+    })
+}
+
+fn texts(arguments: &Embed) -> Result<()> {
+    let mut asker = Asker::open(&arguments.place, "embed_text")?;
+    for texts in arguments.text.chunks(asker.at_once(TOGETHER)) {
+        let questions = texts.iter().map(|text| Question::default().text("text", Some(text)));
+        for (text, answer) in texts.iter().zip(asker.ask(questions.collect())) {
+            run::json(&TextLine { text, embedding: answer?.numbers("embedding")? })?;
+        }
+    }
+    Ok(())
+}

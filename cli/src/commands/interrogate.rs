@@ -1,0 +1,48 @@
+//! `imprompt interrogate`.
+
+use serde::Serialize;
+
+use super::run;
+use crate::arguments::{Interrogate, Mode};
+use crate::ask::{Asker, Question};
+use crate::talk::Result;
+
+/// A line of `--json`.
+#[derive(Serialize)]
+struct Line<'a> {
+    image: String,
+    mode: &'a str,
+    prompt: String,
+    caption: String,
+    similarity: f32,
+    seconds: f64,
+}
+
+/// Prints the prompt of every picture.
+pub fn run(arguments: &Interrogate) -> Result<()> {
+    let asker = Asker::open(&arguments.place, "interrogate")?;
+    let question = |picture| question(arguments, arguments.mode, picture);
+    run::pictures(&arguments.pictures.paths, asker, 1, question, |path, is_many, answer, seconds| {
+        let prompt = answer.text("prompt")?;
+        if !arguments.json {
+            return run::plain(path, is_many, &prompt);
+        }
+        run::json(&Line {
+            image: path.display().to_string(),
+            mode: arguments.mode.name(),
+            prompt,
+            caption: answer.text("caption")?,
+            similarity: answer.number("similarity")?,
+            seconds: (seconds * 1e6).round() / 1e6,
+        })
+    })
+}
+
+fn question(arguments: &Interrogate, mode: Mode, picture: Vec<u8>) -> Question {
+    Question::picture(picture)
+        .text("mode", Some(mode.name()))
+        .text("given_caption", arguments.given_caption.as_deref())
+        .number("min_flavors", arguments.min_flavors)
+        .number("max_flavors", arguments.max_flavors)
+        .number("max_new_tokens", arguments.max_new_tokens)
+}

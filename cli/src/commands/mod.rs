@@ -1,0 +1,11 @@
+//! The subcommands, a file each.
+
+pub mod bench;
+pub mod build;
+pub mod caption;
+pub mod embed;
+pub mod interrogate;
+pub mod run;
+pub mod serve;
+pub mod tag;
+pub mod vocabulary;

@@ -1,0 +1,275 @@
+//! Building a repository: graphs, links to the weights, label tables, configurations. What the
+//! build reads of the weights is their headers, so its time and memory do not grow with them.
+
+use std::path::{Path, PathBuf};
+
+use imprompt_error::{Error, Result};
+use imprompt_graph::builder::Graph;
+use imprompt_graph::clip::{IMAGE_GRAPH, TEXT_GRAPH};
+use imprompt_graph::{CaptionGraphs, ClipGraphs, caption_graphs, clip_graphs};
+use imprompt_stage::captioner::CaptionerFile;
+use imprompt_stage::clip_image::ClipImageFile;
+use imprompt_stage::clip_text::ClipTextFile;
+use imprompt_stage::ensemble::{ENSEMBLES, Ensemble};
+use imprompt_stage::preprocess::PreprocessFile;
+use imprompt_stage::ranker::RankerFile;
+use imprompt_stage::tagger::TaggerFile;
+use imprompt_stage::{STAGE_FILE, StageFile, StageKind};
+use imprompt_text::Cleaning;
+
+use crate::config::{self, Models, Sizes};
+use crate::files::{self, Placer};
+use crate::layout::{CAPTION_PREPROCESSOR, CLIP_PREPROCESSOR, CONFIG, KEEP, VERSION};
+use crate::manifest::Manifest;
+use crate::progress::Progress;
+use crate::source::ModelFolder;
+use crate::tables::{self, Encoding, RawTable};
+
+/// What to build.
+#[derive(Clone, Debug)]
+pub struct BuildRequest {
+    /// The CLIP; without one there are captions alone.
+    pub clip: Option<ModelFolder>,
+    /// The captioner; without one there are labels and embeddings alone.
+    pub captioner: Option<ModelFolder>,
+    /// Folders of label tables.
+    pub vocabularies: Vec<PathBuf>,
+    /// The repository.
+    pub out: PathBuf,
+    /// Copies the weights even where hard links would do.
+    pub copy: bool,
+    /// Threads of each stage instance; 0: one a core.
+    pub threads: usize,
+    /// The ONNX Runtime library that computes label embeddings; `None`: looked for.
+    pub onnxruntime: Option<PathBuf>,
+}
+
+/// Fails where `out` exists and is not a repository: a build replaces what it wrote, nothing else.
+///
+/// # Errors
+/// [`imprompt_error::Kind::InvalidInput`] naming the folder.
+pub fn check_target(out: &Path) -> Result<()> {
+    let is_free = match std::fs::read_dir(out) {
+        Ok(mut entries) => entries.next().is_none(),
+        Err(error) => error.kind() == std::io::ErrorKind::NotFound,
+    };
+    if is_free || Manifest::read(out).is_ok() {
+        return Ok(());
+    }
+    Err(Error::invalid(format!(
+        "{}: exists and is not a repository made by `imprompt build`",
+        out.display()
+    )))
+}
+
+/// Builds the repository. It appears whole or not at all; one that was there before stays until
+/// the new one is complete.
+///
+/// # Errors
+/// What is wrong with a model source or a label table; what reading and writing files fails
+/// with; those of [`check_target`].
+pub fn build(request: &BuildRequest, progress: &dyn Progress) -> Result<Manifest> {
+    check_target(&request.out)?;
+    let parent = match request.out.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    files::create_dir(parent)?;
+    // Beside the target: a rename works within one file system alone.
+    let partial = tempfile::Builder::new()
+        .prefix(".imprompt-build-")
+        .tempdir_in(parent)
+        .map_err(|error| files::io("create a folder in", parent, &error))?;
+    let root = partial.path().join("repository");
+    let manifest = Build { request, root: root.clone(), progress }.run()?;
+    replace(&request.out, &root, &partial.path().join("before"))?;
+    Ok(manifest)
+}
+
+/// Puts the folder `new` in the place of `out`; what was there goes to `before`.
+fn replace(out: &Path, new: &Path, before: &Path) -> Result<()> {
+    let had = out.exists();
+    if had {
+        std::fs::rename(out, before).map_err(|error| files::io("move away", out, &error))?;
+    }
+    std::fs::rename(new, out).map_err(|error| {
+        if had {
+            // Best effort: the first failure is the one to report.
+            let _ = std::fs::rename(before, out);
+        }
+        files::io("move the new repository to", out, &error)
+    })
+}
+
+struct Build<'a> {
+    request: &'a BuildRequest,
+    root: PathBuf,
+    progress: &'a dyn Progress,
+}
+
+impl Build<'_> {
+    fn run(&self) -> Result<Manifest> {
+        let request = self.request;
+        let mut placer = Placer::new(request.copy, self.progress);
+        let mut manifest = Manifest::new();
+        let clip = request.clip.as_ref().map(|model| Ok((model, clip_graphs(model.path())?)));
+        let clip = clip.transpose()?;
+        let captioner =
+            request.captioner.as_ref().map(|model| Ok((model, caption_graphs(model.path())?)));
+        let captioner = captioner.transpose()?;
+        let raw = tables::read_folders(&request.vocabularies)?;
+        let has = Models { clip: clip.is_some(), captioner: captioner.is_some() };
+        if !has.clip && !has.captioner {
+            return Err(Error::invalid("a repository needs a CLIP or a captioner"));
+        }
+        if !has.clip && !raw.is_empty() {
+            return Err(Error::invalid("label tables need a CLIP: its text encoder embeds them"));
+        }
+        let mut sizes = Sizes::default();
+        let mut preprocess = PreprocessFile::default();
+        let folder = self.stage(StageKind::Preprocess)?;
+        if let Some((model, graphs)) = &clip {
+            let size = graphs.facts.image_size;
+            model.write_preprocessor(&folder.join(CLIP_PREPROCESSOR), [size, size])?;
+            preprocess.clip_preprocessor = Some(CLIP_PREPROCESSOR.to_owned());
+            sizes.clip_pixels = Some([size, size]);
+            sizes.embedding = Some(graphs.facts.projection_dim);
+            manifest.clip = Some(model.source()?);
+            self.clip(model, graphs, &raw, has, &mut placer, &mut manifest)?;
+        }
+        if let Some((model, graphs)) = &captioner {
+            let size = graphs.facts.image_size;
+            model.write_preprocessor(&folder.join(CAPTION_PREPROCESSOR), [size, size])?;
+            preprocess.caption_preprocessor = Some(CAPTION_PREPROCESSOR.to_owned());
+            sizes.caption_pixels = Some([size, size]);
+            manifest.captioner = Some(model.source()?);
+            self.captioner(model, graphs, &mut placer)?;
+        }
+        write_stage(&folder, &StageFile::Preprocess(preprocess))?;
+        self.configs(&sizes, has, &mut manifest)?;
+        self.progress.say("listing files");
+        manifest.write(&self.root)?;
+        Ok(manifest)
+    }
+
+    /// The stages of a CLIP, and the label tables.
+    fn clip(
+        &self,
+        model: &ModelFolder,
+        graphs: &ClipGraphs,
+        raw: &[RawTable],
+        has: Models,
+        placer: &mut Placer<'_>,
+        manifest: &mut Manifest,
+    ) -> Result<()> {
+        self.progress.say(&format!("writing the graphs of {}", model.name()));
+        let image = self.stage(StageKind::ClipImage)?;
+        graph(&image, IMAGE_GRAPH, &graphs.image, model, placer)?;
+        write_stage(&image, &StageFile::ClipImage(ClipImageFile { facts: graphs.facts.clone() }))?;
+        let text = self.stage(StageKind::ClipText)?;
+        graph(&text, TEXT_GRAPH, &graphs.text, model, placer)?;
+        model.copy_tokenizer(&text)?;
+        let facts = || graphs.facts.clone();
+        let file = ClipTextFile { facts: facts(), cleaning: Cleaning::HuggingFace };
+        write_stage(&text, &StageFile::ClipText(file))?;
+
+        let tagger = self.stage(StageKind::Tagger)?;
+        let encoding = Encoding {
+            text_folder: &text,
+            facts: &graphs.facts,
+            threads: self.request.threads,
+            onnxruntime: self.request.onnxruntime.as_deref(),
+        };
+        let all = tables::with_trendings(raw);
+        let entries = tables::make(&all, &encoding, &tagger, Some(&self.request.out), self.progress)?;
+        graph(&tagger, TEXT_GRAPH, &graphs.text, model, placer)?;
+        model.copy_tokenizer(&tagger)?;
+        let listed = tables::listed(&tagger, &entries);
+        // Labels of a request are read as transformers reads them, terms as open_clip does.
+        let file = TaggerFile { facts: facts(), cleaning: Cleaning::HuggingFace, tables: listed };
+        write_stage(&tagger, &StageFile::Tagger(file))?;
+        if has.captioner {
+            let ranker = self.stage(StageKind::Ranker)?;
+            graph(&ranker, TEXT_GRAPH, &graphs.text, model, placer)?;
+            model.copy_tokenizer(&ranker)?;
+            tables::link_interrogator(&tagger, &ranker, &entries)?;
+            let listed = tables::listed(&ranker, &entries);
+            let file = RankerFile { facts: facts(), cleaning: Cleaning::OpenClip, tables: listed };
+            write_stage(&ranker, &StageFile::Ranker(file))?;
+            tables::tell_missing(&entries, self.progress);
+        }
+        manifest.tables = entries;
+        Ok(())
+    }
+
+    fn captioner(
+        &self,
+        model: &ModelFolder,
+        graphs: &CaptionGraphs,
+        placer: &mut Placer<'_>,
+    ) -> Result<()> {
+        self.progress.say(&format!("writing the graphs of {}", model.name()));
+        let folder = self.stage(StageKind::Captioner)?;
+        for (name, one) in &graphs.files {
+            graph(&folder, name, one, model, placer)?;
+        }
+        model.copy_tokenizer(&folder)?;
+        let file = CaptionerFile { facts: graphs.facts.clone() };
+        write_stage(&folder, &StageFile::Captioner(file))
+    }
+
+    /// The version folder of a stage.
+    fn stage(&self, kind: StageKind) -> Result<PathBuf> {
+        let folder = self.root.join(kind.name()).join(VERSION);
+        files::create_dir(&folder)?;
+        Ok(folder)
+    }
+
+    /// config.pbtxt of every stage that was made, and the ensembles that are possible.
+    fn configs(&self, sizes: &Sizes, has: Models, manifest: &mut Manifest) -> Result<()> {
+        let is_made = |kind: StageKind| self.root.join(kind.name()).is_dir();
+        for kind in StageKind::ALL.into_iter().filter(|kind| is_made(*kind)) {
+            let text = config::stage_config(kind, sizes, has, self.request.threads);
+            files::write(&self.root.join(kind.name()).join(CONFIG), text.as_bytes())?;
+            manifest.stages.push(kind.name().to_owned());
+        }
+        let possible =
+            |ensemble: &&Ensemble| ensemble.steps.iter().all(|step| is_made(step.stage));
+        for ensemble in ENSEMBLES.iter().filter(possible) {
+            let folder = self.root.join(ensemble.name);
+            files::create_dir(&folder.join(VERSION))?;
+            files::write(&folder.join(VERSION).join(KEEP), b"")?;
+            let text = config::ensemble_config(ensemble, sizes, has);
+            files::write(&folder.join(CONFIG), text.as_bytes())?;
+            manifest.ensembles.push(ensemble.name.to_owned());
+        }
+        Ok(())
+    }
+}
+
+/// Writes a graph and puts the weights it refers to beside it.
+fn graph(
+    folder: &Path,
+    name: &str,
+    graph: &Graph,
+    model: &ModelFolder,
+    placer: &mut Placer<'_>,
+) -> Result<()> {
+    files::write(&folder.join(name), &graph.bytes)?;
+    for weights in &graph.weight_files {
+        let target = folder.join(weights);
+        // Several graphs of one stage refer to the same file.
+        if !target.exists() {
+            placer.place(&model.path().join(weights), &target)?;
+        }
+    }
+    Ok(())
+}
+
+/// Writes stage.json.
+pub(crate) fn write_stage(folder: &Path, file: &StageFile) -> Result<()> {
+    let mut text = serde_json::to_string_pretty(file)
+        .map_err(|error| Error::internal(format!("{STAGE_FILE}: {error}")))?;
+    text.push('\n');
+    files::write(&folder.join(STAGE_FILE), text.as_bytes())
+}

@@ -1,0 +1,198 @@
+//! A model source: a folder as `save_pretrained` writes it.
+
+use std::path::{Path, PathBuf};
+
+use imprompt_error::{Error, Kind, Result};
+use imprompt_picture::Preprocessor;
+use serde_json::Value;
+
+use crate::files;
+use crate::manifest::Source;
+
+/// Tokenizer files; a folder has some of them.
+const TOKENIZER_FILES: [&str; 6] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+];
+
+/// The image processor's configuration.
+const PREPROCESSOR: &str = "preprocessor_config.json";
+
+/// The processor's configuration, which newer versions of transformers write instead: the image
+/// processor's is one of its values.
+const PROCESSOR: &str = "processor_config.json";
+
+/// A folder with config.json, weights, tokenizer and image processor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModelFolder {
+    path: PathBuf,
+    name: String,
+}
+
+impl ModelFolder {
+    /// The model in the folder `path`, known by the folder's name.
+    ///
+    /// # Errors
+    /// [`Kind::NotFound`] when there is no such folder, or no config.json in it.
+    pub fn open(path: &Path) -> Result<Self> {
+        let absolute = path.canonicalize().map_err(|error| files::io("open", path, &error))?;
+        let name = absolute.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        Self::named(path, name)
+    }
+
+    /// The model in the folder `path`, known by `name`, such as its hub id.
+    ///
+    /// # Errors
+    /// Those of [`Self::open`].
+    pub fn named(path: &Path, name: impl Into<String>) -> Result<Self> {
+        if !path.join("config.json").is_file() {
+            return Err(Error::not_found(format!(
+                "{}: not a model folder (it has no config.json)",
+                path.display()
+            )));
+        }
+        Ok(ModelFolder { path: path.to_owned(), name: name.into() })
+    }
+
+    /// The folder.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The name by which the manifest knows the model.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What the manifest says of it.
+    pub(crate) fn source(&self) -> Result<Source> {
+        let path = self.path.join("config.json");
+        let config: Value = serde_json::from_str(&files::read_text(&path)?)
+            .map_err(|error| Error::bad_model(format!("{}: {error}", path.display())))?;
+        let architecture = config["architectures"][0].as_str().or(config["model_type"].as_str());
+        Ok(Source {
+            name: self.name.clone(),
+            architecture: architecture.unwrap_or_default().to_owned(),
+        })
+    }
+
+    /// Copies the tokenizer's files to `folder`.
+    pub(crate) fn copy_tokenizer(&self, folder: &Path) -> Result<()> {
+        let mut copied = Vec::new();
+        for name in TOKENIZER_FILES {
+            match files::read(&self.path.join(name)) {
+                Ok(bytes) => {
+                    files::write(&folder.join(name), &bytes)?;
+                    copied.push(name);
+                }
+                Err(error) if error.kind() == Kind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let has = |name| copied.contains(&name);
+        if has("tokenizer.json") || (has("vocab.json") && has("merges.txt")) {
+            return Ok(());
+        }
+        Err(Error::not_found(format!(
+            "{}: no tokenizer (neither tokenizer.json nor vocab.json with merges.txt)",
+            self.path.display()
+        )))
+    }
+
+    /// Writes the image processor's configuration to `path`, having checked that it makes
+    /// pictures of `expected` height and width.
+    pub(crate) fn write_preprocessor(&self, path: &Path, expected: [usize; 2]) -> Result<()> {
+        let bytes = self.preprocessor()?;
+        let failed = |error: Error| error.context(self.path.display());
+        let preprocessor = Preprocessor::from_json(&bytes).map_err(failed)?;
+        let made = [preprocessor.height(), preprocessor.width()];
+        if made != expected {
+            return Err(Error::bad_model(format!(
+                "{}: the image processor makes {}x{} pixels, the model takes {}x{}",
+                self.path.display(),
+                made[0],
+                made[1],
+                expected[0],
+                expected[1]
+            )));
+        }
+        files::write(path, &bytes)
+    }
+
+    fn preprocessor(&self) -> Result<Vec<u8>> {
+        match files::read(&self.path.join(PREPROCESSOR)) {
+            Err(error) if error.kind() == Kind::NotFound => {}
+            other => return other,
+        }
+        let none = || {
+            Error::not_found(format!(
+                "{}: no image processor (neither {PREPROCESSOR} nor {PROCESSOR} with `image_processor`)",
+                self.path.display()
+            ))
+        };
+        let text = files::read_text(&self.path.join(PROCESSOR)).map_err(|error| {
+            if error.kind() == Kind::NotFound { none() } else { error }
+        })?;
+        let processor: Value = serde_json::from_str(&text).map_err(|error| {
+            Error::bad_model(format!("{}: {PROCESSOR}: {error}", self.path.display()))
+        })?;
+        let image_processor = processor.get("image_processor").filter(|value| value.is_object());
+        Ok(image_processor.ok_or_else(none)?.to_string().into_bytes())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn folder(files: &[(&str, &str)]) -> (tempfile::TempDir, ModelFolder) {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("config.json"), r#"{"model_type": "clip"}"#).unwrap();
+        for (name, text) in files {
+            std::fs::write(folder.path().join(name), text).unwrap();
+        }
+        let model = ModelFolder::open(folder.path()).unwrap();
+        (folder, model)
+    }
+
+    const CLIP: &str = r#"{"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 32},
+        "crop_size": {"height": 32, "width": 32}}"#;
+
+    #[test]
+    fn a_folder_without_config_is_no_model() {
+        let empty = tempfile::tempdir().unwrap();
+        assert_eq!(ModelFolder::open(empty.path()).unwrap_err().kind(), Kind::NotFound);
+        assert_eq!(ModelFolder::open(Path::new("/nowhere")).unwrap_err().kind(), Kind::NotFound);
+        let (_folder, model) = folder(&[]);
+        assert_eq!(model.source().unwrap().architecture, "clip");
+    }
+
+    #[test]
+    fn a_tokenizer_is_needed() {
+        let target = tempfile::tempdir().unwrap();
+        let (_folder, model) = folder(&[("vocab.json", "{}")]);
+        assert!(model.copy_tokenizer(target.path()).is_err());
+        let (_folder, model) = folder(&[("vocab.json", "{}"), ("merges.txt", "")]);
+        model.copy_tokenizer(target.path()).unwrap();
+        assert!(target.path().join("merges.txt").is_file());
+    }
+
+    #[test]
+    fn the_image_processor_is_found_in_both_files_and_checked() {
+        let target = tempfile::tempdir().unwrap();
+        let path = target.path().join("clip.json");
+        let nested = format!(r#"{{"image_processor": {CLIP}, "processor_class": "CLIPProcessor"}}"#);
+        for files in [(PREPROCESSOR, CLIP), (PROCESSOR, &*nested)] {
+            let (_folder, model) = folder(&[files]);
+            model.write_preprocessor(&path, [32, 32]).unwrap();
+            let error = model.write_preprocessor(&path, [64, 64]).unwrap_err();
+            assert!(error.message().ends_with("makes 32x32 pixels, the model takes 64x64"), "{error}");
+        }
+        let (_folder, model) = folder(&[]);
+        assert_eq!(model.write_preprocessor(&path, [32, 32]).unwrap_err().kind(), Kind::NotFound);
+    }
+}
