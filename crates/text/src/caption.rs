@@ -1,0 +1,129 @@
+//! The tokenizer of the language model that writes captions.
+
+use std::path::Path;
+
+use imprompt_error::{Error, Result};
+use tokenizers::Tokenizer;
+
+use crate::clean::python_strip;
+use crate::files::Folder;
+use crate::pipeline;
+
+/// Text to ids for a language model, and its answer back to text: OPT's
+/// byte-level pairs, and any other model whose folder has a `tokenizer.json`.
+///
+/// Reference: transformers 4.33.1, `AutoTokenizer` (the fast tokenizer).
+/// A special token that is written out in a text is that token, as there: "</s>"
+/// in a prompt is the end token.
+pub struct CaptionTokenizer {
+    tokenizer: Tokenizer,
+    clean_up: bool,
+    bos_id: Option<u32>,
+    eos_id: Option<u32>,
+    pad_id: Option<u32>,
+}
+
+impl CaptionTokenizer {
+    /// Loads a folder's `tokenizer.json`, else GPT-2's pipeline over its
+    /// `vocab.json` and `merges.txt` (with `add_bos_token` and the special
+    /// tokens of its configuration).
+    ///
+    /// # Errors
+    /// [`imprompt_error::Kind::BadModel`] when a file is missing or malformed.
+    pub fn load(folder: &Path) -> Result<Self> {
+        let folder = Folder::new(folder, &[]);
+        let tokenizer = match folder.tokenizer()? {
+            Some(tokenizer) => tokenizer,
+            None => {
+                let add_bos = folder.flag("add_bos_token")?.unwrap_or(false);
+                let bos = folder.special_token("bos_token")?.filter(|_| add_bos);
+                pipeline::gpt2(&folder, &folder.byte_pairs()?, bos)?
+            }
+        };
+        let id = |role| -> Result<Option<u32>> {
+            Ok(folder.special_token(role)?.and_then(|token| tokenizer.token_to_id(&token)))
+        };
+        Ok(CaptionTokenizer {
+            clean_up: folder.flag("clean_up_tokenization_spaces")?.unwrap_or(true),
+            bos_id: id("bos_token")?,
+            eos_id: id("eos_token")?,
+            pad_id: id("pad_token")?,
+            tokenizer,
+        })
+    }
+
+    /// `tokenizer(text).input_ids`: the special tokens of the folder's
+    /// post-processor included, not truncated.
+    ///
+    /// # Errors
+    /// [`imprompt_error::Kind::Internal`] when the folder's own pipeline fails.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        pipeline::encode(&self.tokenizer, text)
+    }
+
+    /// `tokenizer.batch_decode([ids], skip_special_tokens=skip_special)[0]`,
+    /// with the clean-up of spaces that is its default. Ids beyond the
+    /// vocabulary are left out.
+    ///
+    /// # Errors
+    /// [`imprompt_error::Kind::Internal`] when the folder's own decoder fails.
+    pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
+        let text = self
+            .tokenizer
+            .decode(ids, skip_special)
+            .map_err(|_| Error::internal(format!("{} token ids have no text", ids.len())))?;
+        Ok(if self.clean_up { clean_up(&text) } else { text })
+    }
+
+    /// What clip-interrogator makes of a model's answer: [`Self::decode`]
+    /// without special tokens, and Python's `strip`.
+    ///
+    /// # Errors
+    /// Those of [`Self::decode`].
+    pub fn caption(&self, ids: &[u32]) -> Result<String> {
+        let text = self.decode(ids, true)?;
+        Ok(python_strip(&text).to_string())
+    }
+
+    /// The id of a token by its name.
+    pub fn id(&self, token: &str) -> Option<u32> {
+        self.tokenizer.token_to_id(token)
+    }
+
+    /// The start token of the folder's configuration.
+    pub fn bos_id(&self) -> Option<u32> {
+        self.bos_id
+    }
+
+    /// The end token of the folder's configuration.
+    pub fn eos_id(&self) -> Option<u32> {
+        self.eos_id
+    }
+
+    /// The padding token of the folder's configuration.
+    pub fn pad_id(&self) -> Option<u32> {
+        self.pad_id
+    }
+
+    /// Number of ids, added tokens included.
+    pub fn vocab_size(&self) -> usize {
+        self.tokenizer.get_vocab_size(true)
+    }
+}
+
+/// `PreTrainedTokenizerBase.clean_up_tokenization`.
+fn clean_up(text: &str) -> String {
+    const RULES: [(&str, &str); 10] = [
+        (" .", "."),
+        (" ?", "?"),
+        (" !", "!"),
+        (" ,", ","),
+        (" ' ", "'"),
+        (" n't", "n't"),
+        (" 'm", "'m"),
+        (" 's", "'s"),
+        (" 've", "'ve"),
+        (" 're", "'re"),
+    ];
+    RULES.iter().fold(text.to_string(), |text, (from, to)| text.replace(from, to))
+}
