@@ -8,18 +8,26 @@
 //! under which name it is served: SageMaker renames models.
 #![forbid(unsafe_code)]
 
+pub mod captioner;
+mod deadline;
+mod engine;
 pub mod ensemble;
+mod files;
+mod modes;
 mod parameters;
+pub mod preprocess;
 mod request;
 pub mod signature;
+pub mod tables;
+
+use std::path::Path;
+
+use imprompt_error::{Error, Result};
+use serde::{Deserialize, Serialize};
 
 pub use parameters::Parameters;
 pub use request::{Data, Request, Response, Tensor};
 pub use signature::{Dtype, Signature, StageKind, TensorSpec};
-
-use std::path::Path;
-
-use imprompt_error::Result;
 
 /// The file of a stage's folder that says what the stage is: `{"stage": KIND, ...}`.
 pub const STAGE_FILE: &str = "stage.json";
@@ -40,8 +48,31 @@ pub trait Stage: Send {
     fn execute(&mut self, requests: &[Request<'_>]) -> Vec<Result<Response>>;
 }
 
+/// The stage file: what kind of stage a folder holds, and what that kind needs to know.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "stage", rename_all = "snake_case")]
+pub enum StageFile {
+    /// [`preprocess`].
+    Preprocess(preprocess::PreprocessFile),
+    /// [`captioner`].
+    Captioner(captioner::CaptionerFile),
+}
+
 /// Opens the stage in `folder` (the model's version folder).
+///
+/// # Errors
+/// `BadModel` naming the file that is missing or wrong; what the engine says of
+/// the graphs.
 pub fn open(folder: &Path, parameters: &Parameters) -> Result<Box<dyn StageModel>> {
-    let _ = (folder, parameters);
-    Err(imprompt_error::Error::unsupported("stage"))
+    let text = files::text(folder, STAGE_FILE)?;
+    let file: StageFile = serde_json::from_str(&text)
+        .map_err(|error| Error::bad_model(format!("{STAGE_FILE}: {error}")))?;
+    Ok(match file {
+        StageFile::Preprocess(file) => {
+            Box::new(preprocess::PreprocessModel::open(folder, &file, parameters)?)
+        }
+        StageFile::Captioner(file) => {
+            Box::new(captioner::CaptionerModel::open(folder, file, parameters)?)
+        }
+    })
 }

@@ -24,6 +24,8 @@ pub struct Parameters {
     pub max_text_bytes: usize,
     /// Most label embeddings kept for requests to come.
     pub label_cache_size: usize,
+    /// Positions of a caption's prompt and new tokens together that memory is kept for.
+    pub max_caption_positions: usize,
     /// Milliseconds after which a request is given up between two steps; 0: never.
     pub deadline_ms: u64,
 }
@@ -39,6 +41,7 @@ impl Default for Parameters {
             max_labels: 1_000,
             max_text_bytes: 4_096,
             label_cache_size: 65_536,
+            max_caption_positions: 512,
             deadline_ms: 0,
         }
     }
@@ -46,7 +49,7 @@ impl Default for Parameters {
 
 impl Parameters {
     /// The keys that [`Self::set`] knows.
-    pub const KEYS: [&'static str; 9] = [
+    pub const KEYS: [&'static str; 10] = [
         "threads",
         "onnxruntime",
         "max_image_bytes",
@@ -55,6 +58,7 @@ impl Parameters {
         "max_labels",
         "max_text_bytes",
         "label_cache_size",
+        "max_caption_positions",
         "deadline_ms",
     ];
 
@@ -69,6 +73,9 @@ impl Parameters {
             "max_labels" => self.max_labels = number(key, value, 1, 1_000_000)?,
             "max_text_bytes" => self.max_text_bytes = number(key, value, 1, 1 << 20)?,
             "label_cache_size" => self.label_cache_size = number(key, value, 0, 10_000_000)?,
+            "max_caption_positions" => {
+                self.max_caption_positions = number(key, value, 2, 65_536)?;
+            }
             "deadline_ms" => self.deadline_ms = number(key, value, 0, 86_400_000)?,
             _ => {
                 return Err(Error::bad_model(format!(

@@ -62,6 +62,17 @@ pub struct Signature {
     pub outputs: Vec<TensorSpec>,
 }
 
+impl Signature {
+    /// Fills in the dims of the input or output `name`, once a model's sizes are known.
+    pub(crate) fn set_dims(&mut self, name: &str, dims: &[i64]) {
+        for spec in self.inputs.iter_mut().chain(&mut self.outputs) {
+            if spec.name == name {
+                spec.dims = dims.to_vec();
+            }
+        }
+    }
+}
+
 /// The largest batch a stage takes by default.
 pub const MAX_BATCH_SIZE: usize = 8;
 

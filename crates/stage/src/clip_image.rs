@@ -1,0 +1,102 @@
+//! `clip_image`: pixel values to the L2-normalised embedding of a picture.
+
+use std::borrow::Cow;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use imprompt_clip::ImageEncoder;
+use imprompt_engine::Runtime;
+use imprompt_error::{Error, Result};
+use imprompt_graph::ClipFacts;
+use serde::{Deserialize, Serialize};
+
+use crate::engine;
+use crate::{Parameters, Request, Response, Signature, Stage, StageKind, StageModel, Tensor};
+
+/// The stage file of `clip_image`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClipImageFile {
+    /// What the image graph of this folder is.
+    pub facts: ClipFacts,
+}
+
+struct Shared {
+    folder: PathBuf,
+    facts: ClipFacts,
+    runtime: &'static dyn Runtime,
+    parameters: Parameters,
+}
+
+pub(crate) struct ClipImageModel {
+    shared: Arc<Shared>,
+    signature: Signature,
+}
+
+impl ClipImageModel {
+    pub(crate) fn open(
+        folder: &Path,
+        file: ClipImageFile,
+        parameters: &Parameters,
+    ) -> Result<Self> {
+        let facts = file.facts;
+        let mut signature = StageKind::ClipImage.signature();
+        let size = facts.image_size as i64;
+        signature.set_dims("pixel_values", &[3, size, size]);
+        signature.set_dims("image_embeds", &[facts.projection_dim as i64]);
+        let shared = Shared {
+            folder: folder.to_owned(),
+            facts,
+            runtime: engine::runtime(parameters)?,
+            parameters: parameters.clone(),
+        };
+        Ok(ClipImageModel { shared: Arc::new(shared), signature })
+    }
+}
+
+impl StageModel for ClipImageModel {
+    fn signature(&self) -> &Signature {
+        &self.signature
+    }
+
+    fn instance(&self) -> Result<Box<dyn Stage>> {
+        let shared = self.shared.clone();
+        let options = engine::options(&shared.parameters);
+        let encoder = ImageEncoder::open(&shared.folder, &shared.facts, shared.runtime, &options)?;
+        Ok(Box::new(ClipImage { shared, encoder }))
+    }
+}
+
+struct ClipImage {
+    shared: Arc<Shared>,
+    encoder: ImageEncoder,
+}
+
+impl Stage for ClipImage {
+    fn execute(&mut self, requests: &[Request<'_>]) -> Vec<Result<Response>> {
+        let facts = &self.shared.facts;
+        let size = 3 * facts.image_size * facts.image_size;
+        let read: Vec<Result<&[f32]>> =
+            requests.iter().map(|request| request.f32("pixel_values", size)).collect();
+        let parts: Vec<&[f32]> = read.iter().flatten().copied().collect();
+        // One request's memory is used as it is; several are laid end to end.
+        let pixel_values: Cow<'_, [f32]> = match parts.as_slice() {
+            [one] => Cow::Borrowed(one),
+            parts => Cow::Owned(parts.concat()),
+        };
+        let embeds = self.encoder.encode(&pixel_values, pixel_values.len() / size);
+        let mut taken = 0;
+        read.into_iter()
+            .zip(requests)
+            .map(|(pixels, request)| {
+                pixels?;
+                let embeds = embeds.as_ref().map_err(Error::clone)?;
+                let rows = request.batch * facts.projection_dim;
+                let values = embeds[taken..][..rows].to_vec();
+                taken += rows;
+                let shape = vec![request.batch, facts.projection_dim];
+                Ok(vec![Tensor::f32("image_embeds", shape, values)])
+            })
+            .collect()
+    }
+}

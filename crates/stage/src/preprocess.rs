@@ -1,0 +1,127 @@
+//! `preprocess`: the bytes of a picture to the pixel values of each model.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use imprompt_error::{Error, Result};
+use imprompt_picture::{Limits, Preprocessor, Scratch};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Parameters, Request, Response, Signature, Stage, StageKind, StageModel, Tensor, files,
+};
+
+/// The stage file of `preprocess`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PreprocessFile {
+    /// The preprocessor_config.json of the CLIP, if the repository has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clip_preprocessor: Option<String>,
+    /// The preprocessor_config.json of the captioner, if the repository has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub caption_preprocessor: Option<String>,
+}
+
+struct Shared {
+    limits: Limits,
+    /// (the output, how it is made).
+    outputs: Vec<(&'static str, Preprocessor)>,
+}
+
+pub(crate) struct PreprocessModel {
+    shared: Arc<Shared>,
+    signature: Signature,
+}
+
+impl PreprocessModel {
+    pub(crate) fn open(
+        folder: &Path,
+        file: &PreprocessFile,
+        parameters: &Parameters,
+    ) -> Result<Self> {
+        let mut signature = StageKind::Preprocess.signature();
+        let mut outputs = Vec::new();
+        for (name, config) in [
+            ("clip_pixel_values", &file.clip_preprocessor),
+            ("caption_pixel_values", &file.caption_preprocessor),
+        ] {
+            match config {
+                Some(config) => {
+                    let preprocessor =
+                        Preprocessor::from_json(files::text(folder, config)?.as_bytes())
+                            .map_err(|error| error.context(config))?;
+                    let (height, width) = (preprocessor.height(), preprocessor.width());
+                    signature.set_dims(name, &[3, height as i64, width as i64]);
+                    outputs.push((name, preprocessor));
+                }
+                None => signature.outputs.retain(|spec| spec.name != name),
+            }
+        }
+        if outputs.is_empty() {
+            return Err(Error::bad_model("stage.json: a preprocess stage needs a preprocessor"));
+        }
+        let limits = Limits {
+            encoded_bytes: parameters.max_image_bytes,
+            side: parameters.max_image_side as usize,
+            pixels: parameters.max_image_pixels as usize,
+        };
+        Ok(PreprocessModel { shared: Arc::new(Shared { limits, outputs }), signature })
+    }
+}
+
+impl StageModel for PreprocessModel {
+    fn signature(&self) -> &Signature {
+        &self.signature
+    }
+
+    fn instance(&self) -> Result<Box<dyn Stage>> {
+        Ok(Box::new(Preprocess { shared: self.shared.clone(), scratch: Scratch::default() }))
+    }
+}
+
+struct Preprocess {
+    shared: Arc<Shared>,
+    scratch: Scratch,
+}
+
+impl Stage for Preprocess {
+    fn execute(&mut self, requests: &[Request<'_>]) -> Vec<Result<Response>> {
+        requests.iter().map(|request| self.answer(request)).collect()
+    }
+}
+
+impl Preprocess {
+    fn answer(&mut self, request: &Request<'_>) -> Result<Response> {
+        let pictures = request.bytes("image")?;
+        let shared = &*self.shared;
+        let wanted: Vec<_> =
+            shared.outputs.iter().filter(|(name, _)| request.wants(name)).collect();
+        let mut values: Vec<Vec<f32>> = wanted
+            .iter()
+            .map(|(_, preprocessor)| {
+                files::zeros(request.batch * preprocessor.output_len(), "pixel values")
+            })
+            .collect::<Result<_>>()?;
+        for (item, picture) in pictures.iter().enumerate() {
+            request.cancellation.check()?;
+            let image = imprompt_picture::decode(picture, &shared.limits)
+                .map_err(|error| error.context("input `image`"))?;
+            for ((_, preprocessor), values) in wanted.iter().zip(&mut values) {
+                let size = preprocessor.output_len();
+                let out = &mut values[item * size..][..size];
+                preprocessor
+                    .run(&image, &mut self.scratch, out)
+                    .map_err(|error| error.context("input `image`"))?;
+            }
+        }
+        Ok(wanted
+            .iter()
+            .zip(values)
+            .map(|((name, preprocessor), values)| {
+                let shape = vec![request.batch, 3, preprocessor.height(), preprocessor.width()];
+                Tensor::f32(*name, shape, values)
+            })
+            .collect())
+    }
+}
