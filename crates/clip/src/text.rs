@@ -1,0 +1,277 @@
+//! Token rows to embeddings, with as little work as the causal tower allows.
+//!
+//! * Slots after the end token are never computed; rows are run with rows of
+//!   their own length, so there is no padding either.
+//! * Equal rows are run once, so that equal texts have equal embeddings to the
+//!   last bit and ties are ties.
+//! * What all rows begin with (the start token at least, the whole prompt so
+//!   far in a chain step) is run once; the others attend to its keys and values.
+//!
+//! What a call gives depends on its rows alone, not on calls before it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+
+use imprompt_engine::{ElementType, Engine, EngineOptions, Held, Runtime, TensorView};
+use imprompt_error::{Cancellation, Error, Result};
+use imprompt_graph::ClipFacts;
+use imprompt_graph::clip::TEXT_GRAPH;
+
+use crate::{check_embeds, check_port};
+
+/// How a [`TextEncoder`] works.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TextOptions {
+    /// The engine below it.
+    pub engine: EngineOptions,
+    /// About how many tokens one run of the tower has: large enough for the
+    /// matrix products to be efficient, small enough for their results to stay
+    /// in the processor's cache.
+    pub tokens_per_run: usize,
+}
+
+impl Default for TextOptions {
+    fn default() -> Self {
+        TextOptions { engine: EngineOptions::default(), tokens_per_run: 1024 }
+    }
+}
+
+/// Tokens that rows share in front, and what the tower's layers keep of them.
+#[derive(Debug, Default)]
+struct Prefix {
+    tokens: Vec<u32>,
+    /// `[layers, heads, tokens, head_dim]`.
+    keys: Vec<f32>,
+    values: Vec<f32>,
+}
+
+/// The text tower.
+#[derive(Debug)]
+pub struct TextEncoder {
+    engine: Box<dyn Engine>,
+    facts: ClipFacts,
+    tokens_per_run: usize,
+    /// What the rows at work share in front; the next call often has it too.
+    prefix: Prefix,
+}
+
+impl TextEncoder {
+    /// Opens `clip_text.onnx` of `folder`, which `facts` describe.
+    ///
+    /// # Errors
+    /// `BadModel` naming the file when it or its weights are missing, corrupt
+    /// or do not fit the facts; `OutOfMemory`.
+    pub fn open(
+        folder: &Path,
+        facts: ClipFacts,
+        runtime: &dyn Runtime,
+        options: &TextOptions,
+    ) -> Result<Self> {
+        let path = folder.join(TEXT_GRAPH);
+        let engine = runtime.open(&path, &options.engine)?;
+        let ClipFacts { text_layers, text_heads, text_head_dim, .. } = facts;
+        let prefix = [Some(text_layers), Some(text_heads), None, Some(text_head_dim)];
+        check_port(engine.inputs(), "prefix_keys", ElementType::F32, &prefix)
+            .and_then(|()| check_embeds(engine.as_ref(), "text_embeds", facts.projection_dim))
+            .map_err(|error| error.context(path.display()))?;
+        Ok(TextEncoder {
+            engine,
+            facts,
+            tokens_per_run: options.tokens_per_run.max(1),
+            prefix: Prefix::default(),
+        })
+    }
+
+    /// What the model is.
+    #[must_use]
+    pub fn facts(&self) -> &ClipFacts {
+        &self.facts
+    }
+
+    /// The embeddings of `rows`: float32 `[rows, D]`, rows of length 1. A row is
+    /// a text's tokens as the model's tokenizer gives them, start and end token
+    /// included, cut to the context length, padded or not.
+    ///
+    /// # Errors
+    /// `BadModel` when a token is not in the model's vocabulary, `Internal` when
+    /// a row is empty or too long, `Cancelled` between two runs of the tower,
+    /// or what the engine reports.
+    pub fn encode<R: AsRef<[u32]>>(
+        &mut self,
+        rows: &[R],
+        cancel: &dyn Cancellation,
+    ) -> Result<Vec<f32>> {
+        let trimmed: Vec<&[u32]> =
+            rows.iter().map(|row| self.trim(row.as_ref())).collect::<Result<_>>()?;
+        let (distinct, of_row) = distinct(&trimmed);
+        self.set_prefix(&distinct, cancel)?;
+        let dimension = self.facts.projection_dim;
+        let mut embeds = vec![0.0; distinct.len() * dimension];
+        for members in by_length(&distinct).values() {
+            let length = distinct[members[0]].len() - self.prefix.tokens.len();
+            for chunk in chunks(members, (self.tokens_per_run / length).max(1)) {
+                cancel.check()?;
+                let rows: Vec<&[u32]> = chunk.iter().map(|&index| distinct[index]).collect();
+                let found = self.run(&rows, length)?;
+                for (&index, row) in chunk.iter().zip(found.chunks_exact(dimension)) {
+                    embeds[index * dimension..][..dimension].copy_from_slice(row);
+                }
+            }
+        }
+        let of_row = of_row.into_iter();
+        Ok(of_row.flat_map(|index| &embeds[index * dimension..][..dimension]).copied().collect())
+    }
+
+    /// Runs what `rows` share in front, unless the last call did. A single row
+    /// shares nothing.
+    fn set_prefix(&mut self, rows: &[&[u32]], cancel: &dyn Cancellation) -> Result<()> {
+        let tokens = &rows.first().copied().unwrap_or_default()[..shared_length(rows)];
+        if self.prefix.tokens == tokens {
+            return Ok(());
+        }
+        self.prefix = Prefix::default();
+        if tokens.is_empty() {
+            return Ok(());
+        }
+        cancel.check()?;
+        let kept: Vec<i64> = (0..tokens.len() as i64).collect();
+        let outputs = self.run_tower(&[tokens], tokens.len(), &kept, &["keys", "values"])?;
+        let [keys, values] = outputs.as_slice() else {
+            return Err(Error::internal("the text tower gave no keys and values"));
+        };
+        self.prefix = Prefix {
+            keys: keys.as_slice::<f32>()?.to_vec(),
+            values: values.as_slice::<f32>()?.to_vec(),
+            tokens: tokens.to_vec(),
+        };
+        Ok(())
+    }
+
+    /// The embeddings of rows that have `length` tokens each behind the prefix.
+    fn run(&mut self, rows: &[&[u32]], length: usize) -> Result<Vec<f32>> {
+        let outputs = self.run_tower(rows, length, &[], &["text_embeds"])?;
+        let embeds = outputs.first().ok_or_else(|| Error::internal("no text_embeds"))?;
+        Ok(embeds.as_slice::<f32>()?.to_vec())
+    }
+
+    fn run_tower(
+        &mut self,
+        rows: &[&[u32]],
+        length: usize,
+        kept_rows: &[i64],
+        outputs: &[&str],
+    ) -> Result<Vec<Box<dyn Held>>> {
+        let shared = self.prefix.tokens.len();
+        let input_ids: Vec<i64> =
+            rows.iter().flat_map(|row| &row[shared..]).map(|&id| i64::from(id)).collect();
+        let last_index = vec![length as i64 - 1; rows.len()];
+        let ClipFacts { text_layers, text_heads, text_head_dim, .. } = self.facts;
+        let prefix_shape = [text_layers, text_heads, shared, text_head_dim];
+        let (ids_shape, rows_shape, kept_shape) =
+            ([rows.len(), length], [rows.len()], [kept_rows.len()]);
+        let inputs = [
+            ("input_ids", TensorView::new(&ids_shape, &input_ids)?.into()),
+            ("last_index", TensorView::new(&rows_shape, &last_index)?.into()),
+            ("prefix_keys", TensorView::new(&prefix_shape, &self.prefix.keys)?.into()),
+            ("prefix_values", TensorView::new(&prefix_shape, &self.prefix.values)?.into()),
+            ("kept_rows", TensorView::new(&kept_shape, kept_rows)?.into()),
+        ];
+        self.engine.run(&inputs, outputs)
+    }
+
+    /// The row up to the slot that is pooled.
+    fn trim<'r>(&self, row: &'r [u32]) -> Result<&'r [u32]> {
+        let end = self.facts.eos.position(row) + 1;
+        let kept = row.get(..end).ok_or_else(|| Error::internal("a token row is empty"))?;
+        if end > self.facts.context_length {
+            return Err(Error::internal(format!(
+                "a row of {end} tokens, the model has {} slots",
+                self.facts.context_length
+            )));
+        }
+        match kept.iter().find(|&&id| id as usize >= self.facts.vocabulary) {
+            Some(id) => Err(Error::bad_model(format!(
+                "the tokenizer gives token {id}, the model knows {} tokens",
+                self.facts.vocabulary
+            ))),
+            None => Ok(kept),
+        }
+    }
+}
+
+/// The rows without repetitions, in the order of their first appearance, and
+/// for each row its place among them.
+fn distinct<'r>(rows: &[&'r [u32]]) -> (Vec<&'r [u32]>, Vec<usize>) {
+    let mut places = HashMap::with_capacity(rows.len());
+    let mut distinct = Vec::new();
+    let of_row = rows
+        .iter()
+        .map(|&row| {
+            *places.entry(row).or_insert_with(|| {
+                distinct.push(row);
+                distinct.len() - 1
+            })
+        })
+        .collect();
+    (distinct, of_row)
+}
+
+/// How many tokens in front all rows share, such that each has one of its own
+/// left; 0 for a single row, which would gain nothing.
+fn shared_length(rows: &[&[u32]]) -> usize {
+    let (Some((first, others)), true) = (rows.split_first(), rows.len() > 1) else { return 0 };
+    others.iter().fold(first.len().saturating_sub(1), |shared, other| {
+        let limit = shared.min(other.len().saturating_sub(1));
+        first[..limit].iter().zip(*other).take_while(|(left, right)| left == right).count()
+    })
+}
+
+/// The places of the rows of each length.
+fn by_length(rows: &[&[u32]]) -> BTreeMap<usize, Vec<usize>> {
+    let mut groups: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+    for (index, row) in rows.iter().enumerate() {
+        groups.entry(row.len()).or_default().push(index);
+    }
+    groups
+}
+
+/// `members` in chunks of about equal size, none above `limit`: a small rest
+/// would run at a bad rate.
+fn chunks(members: &[usize], limit: usize) -> impl Iterator<Item = &[usize]> {
+    let count = members.len().div_ceil(limit).max(1);
+    members.chunks(members.len().div_ceil(count).max(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_told_apart() {
+        let rows: [&[u32]; 4] = [&[1, 2], &[1, 3], &[1, 2], &[1, 2, 3]];
+        let (distinct, of_row) = distinct(&rows);
+        assert_eq!(distinct, [&[1, 2][..], &[1, 3], &[1, 2, 3]]);
+        assert_eq!(of_row, [0, 1, 0, 2]);
+    }
+
+    #[test]
+    fn every_row_keeps_a_token_of_its_own() {
+        assert_eq!(shared_length(&[]), 0);
+        assert_eq!(shared_length(&[&[1, 2, 3]]), 0);
+        assert_eq!(shared_length(&[&[1, 2, 3], &[1, 2, 4]]), 2);
+        assert_eq!(shared_length(&[&[1, 2, 3], &[1, 2]]), 1);
+        assert_eq!(shared_length(&[&[1, 2], &[1, 2, 3], &[1, 2, 4]]), 1);
+        assert_eq!(shared_length(&[&[1], &[1, 2]]), 0);
+        assert_eq!(shared_length(&[&[1, 2], &[2, 2]]), 0);
+    }
+
+    #[test]
+    fn chunks_are_even() {
+        let members: Vec<usize> = (0..10).collect();
+        let sizes = |limit| chunks(&members, limit).map(<[usize]>::len).collect::<Vec<_>>();
+        assert_eq!(sizes(4), [4, 4, 2]);
+        assert_eq!(sizes(6), [5, 5]);
+        assert_eq!(sizes(100), [10]);
+        assert_eq!(chunks(&[], 3).count(), 0);
+    }
+}

@@ -1,0 +1,257 @@
+//! Both towers against transformers, on the models of `goldens/clip`, through
+//! the real engine (`IMPROMPT_ONNXRUNTIME` names the library).
+
+use std::path::{Path, PathBuf};
+
+use imprompt_clip::{ImageEncoder, TextEncoder, TextOptions};
+use imprompt_engine::onnxruntime::{OnnxRuntime, OnnxRuntimeOptions};
+use imprompt_engine::{EngineOptions, Runtime, TensorView};
+use imprompt_error::{CancelFlag, Kind, Uncancellable};
+use imprompt_graph::clip::{IMAGE_GRAPH, TEXT_GRAPH};
+use imprompt_graph::{ClipFacts, clip_graphs};
+use safetensors::SafeTensors;
+
+const CASES: [&str; 4] = ["quick_gelu", "gelu_f16", "sharded_bf16", "section_dicts"];
+const PICTURES: usize = 3;
+
+fn runtime() -> &'static OnnxRuntime {
+    OnnxRuntime::open(&OnnxRuntimeOptions::default()).expect("the tests need ONNX Runtime")
+}
+
+fn engine_options() -> EngineOptions {
+    EngineOptions { threads: 1, ..EngineOptions::default() }
+}
+
+/// A golden model, built, and what the reference computes with it.
+struct Golden {
+    folder: tempfile::TempDir,
+    facts: ClipFacts,
+    rows: Vec<Vec<u32>>,
+    text_embeds: Vec<f32>,
+    image_embeds: Vec<f32>,
+    logit_scale: f32,
+}
+
+impl Golden {
+    fn new(name: &str) -> Self {
+        let goldens = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../goldens/clip");
+        let source = goldens.join(name);
+        let graphs = clip_graphs(&source).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        for file in graphs.image.weight_files.union(&graphs.text.weight_files) {
+            std::fs::copy(source.join(file), folder.path().join(file)).unwrap();
+        }
+        std::fs::write(folder.path().join(IMAGE_GRAPH), &graphs.image.bytes).unwrap();
+        std::fs::write(folder.path().join(TEXT_GRAPH), &graphs.text.bytes).unwrap();
+        let bytes = std::fs::read(goldens.join(format!("{name}.safetensors"))).unwrap();
+        let tensors = SafeTensors::deserialize(&bytes).unwrap();
+        let floats = |name: &str| -> Vec<f32> {
+            let data = tensors.tensor(name).unwrap().data();
+            data.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
+        };
+        let ids = tensors.tensor("input_ids").unwrap();
+        let all: Vec<u32> =
+            ids.data().as_chunks().0.iter().map(|b| i64::from_le_bytes(*b) as u32).collect();
+        let rows = all.chunks_exact(ids.shape()[1]).map(<[u32]>::to_vec).collect();
+        Golden {
+            folder,
+            facts: graphs.facts,
+            rows,
+            text_embeds: floats("text_embeds"),
+            image_embeds: floats("image_embeds"),
+            logit_scale: floats("logit_scale")[0],
+        }
+    }
+
+    fn text_encoder(&self, tokens_per_run: usize) -> TextEncoder {
+        let options = TextOptions { engine: engine_options(), tokens_per_run };
+        TextEncoder::open(self.folder.path(), self.facts.clone(), runtime(), &options).unwrap()
+    }
+
+    fn image_encoder(&self) -> ImageEncoder {
+        let facts = self.facts.clone();
+        ImageEncoder::open(self.folder.path(), facts, runtime(), &engine_options()).unwrap()
+    }
+
+    fn pictures(&self) -> Vec<f32> {
+        let pixels = self.facts.channels * self.facts.image_size.pow(2);
+        (0..PICTURES)
+            .flat_map(|i| (0..pixels).map(move |k| ((7919 * k + 131 * i) % 4096) as f32))
+            .map(|level| level / 1024.0 - 2.0)
+            .collect()
+    }
+
+    /// Every row as the reference runs it: padded, behind no prefix.
+    fn padded_run(&self) -> Vec<f32> {
+        let path = self.folder.path().join(TEXT_GRAPH);
+        let mut engine = runtime().open(&path, &engine_options()).unwrap();
+        let ids: Vec<i64> = self.rows.iter().flatten().map(|&id| i64::from(id)).collect();
+        let last: Vec<i64> =
+            self.rows.iter().map(|row| self.facts.eos.position(row) as i64).collect();
+        let prefix = [self.facts.text_layers, self.facts.text_heads, 0, self.facts.text_head_dim];
+        let (ids_shape, last_shape) = ([self.rows.len(), self.rows[0].len()], [self.rows.len()]);
+        let nothing = TensorView::new(&prefix, &[0f32; 0]).unwrap();
+        let inputs = [
+            ("input_ids", TensorView::new(&ids_shape, &ids).unwrap().into()),
+            ("last_index", TensorView::new(&last_shape, &last).unwrap().into()),
+            ("prefix_keys", nothing.into()),
+            ("prefix_values", nothing.into()),
+            ("kept_rows", TensorView::new(&[0], &[0i64; 0]).unwrap().into()),
+        ];
+        let outputs = engine.run(&inputs, &["text_embeds"]).unwrap();
+        outputs[0].as_slice::<f32>().unwrap().to_vec()
+    }
+}
+
+fn largest_difference(left: &[f32], right: &[f32]) -> f32 {
+    assert_eq!(left.len(), right.len());
+    assert!(!left.is_empty());
+    left.iter().zip(right).fold(0.0, |largest, (l, r)| {
+        let difference = (l - r).abs();
+        assert!(!difference.is_nan());
+        largest.max(difference)
+    })
+}
+
+fn assert_close(what: &str, left: &[f32], right: &[f32], limit: f32) {
+    let difference = largest_difference(left, right);
+    println!("{what}: largest difference {difference:e} (limit {limit:e})");
+    assert!(difference <= limit, "{what}: {difference:e} over {limit:e}");
+}
+
+#[test]
+fn pictures_equal_the_reference() {
+    for name in CASES {
+        let golden = Golden::new(name);
+        let mut encoder = golden.image_encoder();
+        let pixels = golden.pictures();
+        let together = encoder.encode(&pixels, PICTURES).unwrap();
+        assert_close(&format!("{name} images"), &together, &golden.image_embeds, 1e-5);
+        let each = pixels.len() / PICTURES;
+        let alone: Vec<f32> =
+            pixels.chunks_exact(each).flat_map(|one| encoder.encode(one, 1).unwrap()).collect();
+        assert_close(&format!("{name} images alone"), &alone, &together, 1e-6);
+    }
+}
+
+#[test]
+fn texts_equal_the_reference() {
+    for name in CASES {
+        let golden = Golden::new(name);
+        let found = golden.text_encoder(1024).encode(&golden.rows, &Uncancellable).unwrap();
+        assert_close(&format!("{name} texts"), &found, &golden.text_embeds, 1e-5);
+        assert_close(&format!("{name} texts, padded"), &found, &golden.padded_run(), 1e-5);
+    }
+}
+
+#[test]
+fn a_text_does_not_depend_on_its_mates() {
+    for name in CASES {
+        let golden = Golden::new(name);
+        let mut encoder = golden.text_encoder(1024);
+        let together = encoder.encode(&golden.rows, &Uncancellable).unwrap();
+        let alone: Vec<f32> = golden
+            .rows
+            .iter()
+            .flat_map(|row| encoder.encode(&[row], &Uncancellable).unwrap())
+            .collect();
+        assert_close(&format!("{name} texts alone"), &alone, &together, 1e-6);
+        let mut small = golden.text_encoder(1);
+        let chunked = small.encode(&golden.rows, &Uncancellable).unwrap();
+        assert_close(&format!("{name} texts one a run"), &chunked, &together, 1e-6);
+        // The last six share a beginning, the row alone has none.
+        let first = golden.rows.len() - 6;
+        let shared = encoder.encode(&golden.rows[first..], &Uncancellable).unwrap();
+        let alone = &alone[first * golden.facts.projection_dim..];
+        assert_close(&format!("{name} behind a prefix, alone"), &shared, alone, 1e-6);
+        // Not on calls before either: the same bits again.
+        assert_eq!(encoder.encode(&golden.rows, &Uncancellable).unwrap(), together);
+    }
+}
+
+#[test]
+fn a_shared_beginning_is_run_once() {
+    for name in CASES {
+        let golden = Golden::new(name);
+        let dimension = golden.facts.projection_dim;
+        // The last six rows share six tokens: the prefix path.
+        let first = golden.rows.len() - 6;
+        let rows = &golden.rows[first..];
+        assert!(rows.iter().all(|row| row[..6] == rows[0][..6]));
+        let found = golden.text_encoder(1024).encode(rows, &Uncancellable).unwrap();
+        let expected = &golden.text_embeds[first * dimension..];
+        assert_close(&format!("{name} behind a prefix"), &found, expected, 1e-5);
+        let padded = golden.padded_run();
+        let padded = &padded[first * dimension..];
+        assert_close(&format!("{name} behind a prefix, padded"), &found, padded, 1e-5);
+    }
+}
+
+#[test]
+fn equal_rows_have_equal_bits() {
+    let golden = Golden::new("gelu_f16");
+    let dimension = golden.facts.projection_dim;
+    let mut rows: Vec<Vec<u32>> = golden.rows.clone();
+    rows.extend(golden.rows.iter().rev().cloned());
+    let found = golden.text_encoder(64).encode(&rows, &Uncancellable).unwrap();
+    let row = |index: usize| &found[index * dimension..][..dimension];
+    for index in 0..golden.rows.len() {
+        assert_eq!(row(index), row(rows.len() - 1 - index));
+    }
+    // Padding is no difference either.
+    assert_eq!(golden.rows[6], golden.rows[7]);
+    assert_eq!(row(6), row(7));
+}
+
+#[test]
+fn the_logit_scale_is_read() {
+    for name in CASES {
+        let golden = Golden::new(name);
+        assert!((golden.facts.logit_scale / golden.logit_scale - 1.0).abs() < 1e-6, "{name}");
+    }
+}
+
+#[test]
+fn wrong_rows_are_errors() {
+    let golden = Golden::new("sharded_bf16");
+    let mut encoder = golden.text_encoder(1024);
+    let mut kind = |row: &[u32]| encoder.encode(&[row], &Uncancellable).unwrap_err().kind();
+    assert_eq!(kind(&[]), Kind::Internal);
+    assert_eq!(kind(&[1, 320, 7]), Kind::BadModel);
+    assert_eq!(kind(&[[1; 12].as_slice(), &[7]].concat()), Kind::Internal);
+    let cancelled = CancelFlag::default();
+    cancelled.cancel();
+    let error = encoder.encode(&golden.rows, &cancelled).unwrap_err();
+    assert_eq!(error.kind(), Kind::Cancelled);
+    let none: [Vec<u32>; 0] = [];
+    assert!(encoder.encode(&none, &Uncancellable).unwrap().is_empty());
+    let found = encoder.encode(&golden.rows, &Uncancellable).unwrap();
+    assert_close("after errors", &found, &golden.text_embeds, 1e-5);
+
+    let mut images = golden.image_encoder();
+    assert_eq!(images.encode(&[0.0; 5], 1).unwrap_err().kind(), Kind::Internal);
+    assert!(images.encode(&[], 0).unwrap().is_empty());
+}
+
+#[test]
+fn facts_of_another_model_are_refused() {
+    let golden = Golden::new("quick_gelu");
+    let open = |facts: ClipFacts| {
+        let options = TextOptions { engine: engine_options(), ..TextOptions::default() };
+        TextEncoder::open(golden.folder.path(), facts, runtime(), &options).unwrap_err()
+    };
+    let wrong = |change: fn(&mut ClipFacts)| {
+        let mut facts = golden.facts.clone();
+        change(&mut facts);
+        facts
+    };
+    for facts in [wrong(|facts| facts.text_heads = 8), wrong(|facts| facts.projection_dim = 1)] {
+        let error = open(facts);
+        assert_eq!(error.kind(), Kind::BadModel);
+        assert!(error.message().contains(TEXT_GRAPH), "{error}");
+    }
+    let facts = wrong(|facts| facts.image_size = 28);
+    let folder: &Path = golden.folder.path();
+    let error = ImageEncoder::open(folder, facts, runtime(), &engine_options()).unwrap_err();
+    assert!(error.message().contains("pixel_values"), "{error}");
+}
