@@ -6,10 +6,9 @@
 //! 3. [`Preprocessor`]: a `preprocessor_config.json` applied to a picture,
 //!    giving `pixel_values` as f32 `[3, height, width]`.
 //!
-//! Exactness, measured against Pillow 10.0.0: PNG, BMP, GIF and WebP (lossy and
-//! lossless) decode to the same bytes; a JPEG's levels differ by at most 6 of 255,
-//! by 0.2 on average (a different inverse DCT and chroma rounding); `resize` gives the
-//! same bytes for every filter. `docs/exactness-picture.md` holds the figures.
+//! Exactness: every format decodes to the bytes that Pillow 10.0.0 gives, JPEG too, and
+//! `resize` gives Pillow's bytes for every filter; values equal transformers' bit for bit, and
+//! torchvision's within a millionth. `docs/exactness-picture.md` holds the figures.
 #![forbid(unsafe_code)]
 
 mod decode;

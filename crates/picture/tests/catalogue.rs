@@ -56,6 +56,7 @@ fn row_1_empty() {
 fn row_2_truncated() {
     let names = [
         "coffee.jpg",
+        "restarts.jpg",
         "progressive.jpg",
         "gray.jpg",
         "cmyk.jpg",

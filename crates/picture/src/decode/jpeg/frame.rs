@@ -1,0 +1,229 @@
+//! A frame: its components, their blocks, and the way from blocks to RGB.
+
+use super::transform::{Upsampling, cmyk_to_rgb, flat_level, inverse_dct, ycc_row, ycc_to_rgb};
+use super::{broken, invalid};
+use crate::{grow, zeros};
+use imprompt_error::Result;
+
+/// Colours of a file, decided as libjpeg does (`default_decompress_parms` of jdapimin.c).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Colors {
+    Gray,
+    YCbCr,
+    Rgb,
+    Cmyk,
+    Ycck,
+}
+
+impl Colors {
+    pub(super) fn of(frame: &Frame, jfif: bool, adobe: Option<u8>) -> Result<Self> {
+        let names: Vec<_> = frame.components.iter().map(|component| component.name).collect();
+        match (names.as_slice(), adobe) {
+            ([_], _) => Ok(Colors::Gray),
+            ([_, _, _], _) if jfif => Ok(Colors::YCbCr),
+            ([_, _, _], Some(0)) | ([b'R', b'G', b'B'], None) => Ok(Colors::Rgb),
+            ([_, _, _], _) => Ok(Colors::YCbCr),
+            ([_, _, _, _], Some(2)) => Ok(Colors::Ycck),
+            ([_, _, _, _], _) => Ok(Colors::Cmyk),
+            _ => Err(invalid(format_args!("unsupported JPEG of {} components", names.len()))),
+        }
+    }
+}
+
+/// One component of a frame.
+pub(super) struct Component {
+    pub(super) name: u8,
+    /// Blocks of a unit (MCU), across and down.
+    pub(super) across: usize,
+    pub(super) down: usize,
+    /// Number of its quantization table, and that table as of its first scan.
+    pub(super) quantization_number: usize,
+    pub(super) quantization: Option<[i16; 64]>,
+    /// Samples that count.
+    width: usize,
+    height: usize,
+    /// Blocks that hold those samples: what a scan of this component alone has.
+    pub(super) blocks_across: usize,
+    pub(super) blocks_down: usize,
+    /// Blocks of a row with those that fill up the last unit.
+    pub(super) row_blocks: usize,
+    plane: Vec<u8>,
+    /// Of a progressive frame, until its last scan: 64 numbers a block, natural order.
+    pub(super) coefficients: Vec<i16>,
+}
+
+impl Component {
+    /// Samples of a row of `plane`.
+    fn stride(&self) -> usize {
+        self.row_blocks * 8
+    }
+
+    /// Puts the levels of block (`x`, `y`) in place. `flat`: only the first coefficient is not 0.
+    pub(super) fn show(
+        &mut self,
+        (x, y): (usize, usize),
+        block: &[i16; 64],
+        flat: bool,
+    ) -> Result<()> {
+        let quantization = self.quantization.as_ref().ok_or_else(|| broken("a missing table"))?;
+        let stride = self.row_blocks * 8;
+        let plane = &mut self.plane[y * 8 * stride + x * 8..];
+        if flat {
+            let level = flat_level(block[0], quantization[0]);
+            for row in plane.chunks_mut(stride).take(8) {
+                row[..8].fill(level);
+            }
+        } else {
+            inverse_dct(block, quantization, plane, stride);
+        }
+        Ok(())
+    }
+}
+
+/// A frame.
+pub(super) struct Frame {
+    pub(super) width: usize,
+    pub(super) height: usize,
+    pub(super) progressive: bool,
+    pub(super) components: Vec<Component>,
+    /// Units of the whole frame.
+    pub(super) units_across: usize,
+    pub(super) units_down: usize,
+    most_across: usize,
+    most_down: usize,
+}
+
+/// Width and height of a frame header, whose samples must have 8 bits.
+pub(super) fn sides(segment: &[u8]) -> Result<(usize, usize)> {
+    let [precision, h1, h0, w1, w0, ..] = segment else {
+        return Err(broken("its frame header is too short"));
+    };
+    if *precision != 8 {
+        return Err(invalid(format_args!("unsupported JPEG of {precision} bits a sample")));
+    }
+    let side = |high, low| usize::from(u16::from_be_bytes([high, low]));
+    Ok((side(*w1, *w0), side(*h1, *h0)))
+}
+
+impl Frame {
+    /// A frame from its header's content, with memory for its samples.
+    pub(super) fn new(progressive: bool, segment: &[u8]) -> Result<Self> {
+        let (width, height) = sides(segment)?;
+        let short = || broken("its frame header is too short");
+        let count = usize::from(*segment.get(5).ok_or_else(short)?);
+        let stated = segment.get(6..6 + count * 3).ok_or_else(short)?;
+        if !(1..=4).contains(&count) {
+            return Err(invalid(format_args!("unsupported JPEG of {count} components")));
+        }
+        let factors = |entry: &[u8]| (usize::from(entry[1] >> 4), usize::from(entry[1] & 15));
+        let all = || stated.chunks_exact(3).map(factors);
+        if all().any(|(across, down)| !(1..=4).contains(&across) || !(1..=4).contains(&down)) {
+            return Err(broken("a sampling factor"));
+        }
+        let most_across = all().map(|factor| factor.0).max().unwrap_or(1);
+        let most_down = all().map(|factor| factor.1).max().unwrap_or(1);
+        if all().any(|(across, down)| most_across % across != 0 || most_down % down != 0) {
+            return Err(invalid("unsupported JPEG of fractional sampling"));
+        }
+        let mut frame = Frame {
+            width,
+            height,
+            progressive,
+            components: Vec::new(),
+            units_across: width.div_ceil(8 * most_across),
+            units_down: height.div_ceil(8 * most_down),
+            most_across,
+            most_down,
+        };
+        for entry in stated.chunks_exact(3) {
+            let component = frame.component(entry, factors(entry))?;
+            frame.components.push(component);
+        }
+        Ok(frame)
+    }
+
+    fn component(&self, entry: &[u8], (across, down): (usize, usize)) -> Result<Component> {
+        let width = (self.width * across).div_ceil(self.most_across);
+        let height = (self.height * down).div_ceil(self.most_down);
+        let row_blocks = self.units_across * across;
+        let blocks = row_blocks * self.units_down * down;
+        let mut coefficients = Vec::new();
+        if self.progressive {
+            grow(&mut coefficients, blocks * 64, "a decoded picture")?;
+        }
+        Ok(Component {
+            name: entry[0],
+            across,
+            down,
+            quantization_number: usize::from(entry[2]),
+            quantization: None,
+            width,
+            height,
+            blocks_across: width.div_ceil(8),
+            blocks_down: height.div_ceil(8),
+            row_blocks,
+            plane: zeros(blocks * 64, "a decoded picture")?,
+            coefficients,
+        })
+    }
+
+    /// RGB bytes, once all scans are decoded.
+    pub(super) fn finish(&mut self, colors: Colors) -> Result<Vec<u8>> {
+        for component in &mut self.components {
+            if component.quantization.is_none() {
+                return Err(broken("a component without a scan"));
+            }
+            let coefficients = std::mem::take(&mut component.coefficients);
+            let row_blocks = component.row_blocks;
+            for (number, block) in coefficients.as_chunks::<64>().0.iter().enumerate() {
+                let flat = block[1..].iter().all(|value| *value == 0);
+                component.show((number % row_blocks, number / row_blocks), block, flat)?;
+            }
+        }
+        let mut pixels = zeros(self.width * self.height * 3, "a decoded picture")?;
+        let upsampling: Vec<_> = self
+            .components
+            .iter()
+            .map(|one| {
+                Upsampling::of(self.most_across / one.across, self.most_down / one.down, one.width)
+            })
+            .collect();
+        let mut buffers = [const { Vec::new() }; 4];
+        let mut sums = Vec::new();
+        for (y, out) in pixels.chunks_exact_mut(self.width * 3).enumerate() {
+            let mut rows = [&[][..]; 4];
+            let parts = self.components.iter().zip(&upsampling).zip(&mut buffers);
+            for (((component, upsampling), buffer), row) in parts.zip(&mut rows) {
+                let stride = component.stride();
+                *row = if *upsampling == Upsampling::Repeat(1, 1) {
+                    &component.plane[y * stride..][..component.width]
+                } else {
+                    let size = (component.width, component.height);
+                    upsampling.row(y, (&component.plane, stride), size, (buffer, &mut sums));
+                    buffer
+                };
+            }
+            convert(colors, rows, out);
+        }
+        Ok(pixels)
+    }
+}
+
+fn convert(colors: Colors, [first, second, third, fourth]: [&[u8]; 4], out: &mut [u8]) {
+    if colors == Colors::YCbCr {
+        return ycc_row(first, second, third, out);
+    }
+    for (x, pixel) in out.chunks_exact_mut(3).enumerate() {
+        let rgb = match colors {
+            Colors::Gray => [first[x]; 3],
+            Colors::Rgb => [first[x], second[x], third[x]],
+            Colors::YCbCr => ycc_to_rgb(first[x], second[x], third[x]),
+            Colors::Cmyk => cmyk_to_rgb([first[x], second[x], third[x]], fourth[x]),
+            Colors::Ycck => {
+                let inverted = ycc_to_rgb(first[x], second[x], third[x]).map(|level| 255 - level);
+                cmyk_to_rgb(inverted, fourth[x])
+            }
+        };
+        pixel.copy_from_slice(&rgb);
+    }
+}

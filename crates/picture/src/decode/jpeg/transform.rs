@@ -1,0 +1,203 @@
+//! The inverse DCT, chroma upsampling and colours, with libjpeg's own integers:
+//! jidctint.c (`jpeg_idct_islow`), jdsample.c ("fancy" upsampling) and jdcolor.c.
+
+/// Fractional bits of the constants, and of the first pass's results.
+const CONST_BITS: i32 = 13;
+const PASS_1_BITS: i32 = 2;
+
+/// 64 coefficients in natural order, dequantised, to 8 rows of 8 levels in `plane`.
+pub(super) fn inverse_dct(
+    block: &[i16; 64],
+    quantization: &[i16; 64],
+    plane: &mut [u8],
+    stride: usize,
+) {
+    let mut rows = [[0_i32; 8]; 8];
+    for (row, (coefficients, steps)) in
+        rows.iter_mut().zip(block.chunks_exact(8).zip(quantization.chunks_exact(8)))
+    {
+        for (value, (coefficient, step)) in row.iter_mut().zip(coefficients.iter().zip(steps)) {
+            *value = i32::from(*coefficient) * i32::from(*step);
+        }
+    }
+    pass(&mut rows, CONST_BITS - PASS_1_BITS);
+    let mut columns = transpose(&rows);
+    pass(&mut columns, CONST_BITS + PASS_1_BITS + 3);
+    for (row, out) in transpose(&columns).iter().zip(plane.chunks_mut(stride)) {
+        for (level, value) in out[..8].iter_mut().zip(row) {
+            *level = (value + 128).clamp(0, 255) as u8;
+        }
+    }
+}
+
+/// The same for a block of its first coefficient alone: one level.
+pub(super) fn flat_level(coefficient: i16, step: i16) -> u8 {
+    let value = (i32::from(coefficient) * i32::from(step)) << PASS_1_BITS;
+    let rounded = value.wrapping_add(1 << (PASS_1_BITS + 2)) >> (PASS_1_BITS + 3);
+    (rounded + 128).clamp(0, 255) as u8
+}
+
+fn transpose(rows: &[[i32; 8]; 8]) -> [[i32; 8]; 8] {
+    let mut out = [[0; 8]; 8];
+    for (y, row) in rows.iter().enumerate() {
+        for (x, value) in row.iter().enumerate() {
+            out[x][y] = *value;
+        }
+    }
+    out
+}
+
+/// Eight one-dimensional transforms side by side, down the columns. A damaged file may overflow:
+/// its levels mean nothing, but it must not panic.
+#[inline]
+fn pass(rows: &mut [[i32; 8]; 8], shift: i32) {
+    let rounding = 1 << (shift - 1);
+    let mul = |value: i32, constant: i32| value.wrapping_mul(constant);
+    // By index: eight columns at once become vectors.
+    #[expect(clippy::needless_range_loop)]
+    for column in 0..8 {
+        let input = |row: usize| rows[row][column];
+        let (z2, z3) = (input(2), input(6));
+        let z1 = mul(z2.wrapping_add(z3), 4433);
+        let tmp2 = z1.wrapping_add(mul(z3, -15137));
+        let tmp3 = z1.wrapping_add(mul(z2, 6270));
+        let tmp0 = input(0).wrapping_add(input(4)) << CONST_BITS;
+        let tmp1 = input(0).wrapping_sub(input(4)) << CONST_BITS;
+        let even = [
+            tmp0.wrapping_add(tmp3),
+            tmp1.wrapping_add(tmp2),
+            tmp1.wrapping_sub(tmp2),
+            tmp0.wrapping_sub(tmp3),
+        ];
+        let (tmp0, tmp1, tmp2, tmp3) = (input(7), input(5), input(3), input(1));
+        let z1 = mul(tmp0.wrapping_add(tmp3), -7373);
+        let z2 = mul(tmp1.wrapping_add(tmp2), -20995);
+        let (z3, z4) = (tmp0.wrapping_add(tmp2), tmp1.wrapping_add(tmp3));
+        let z5 = mul(z3.wrapping_add(z4), 9633);
+        let z3 = mul(z3, -16069).wrapping_add(z5);
+        let z4 = mul(z4, -3196).wrapping_add(z5);
+        let odd = [
+            mul(tmp3, 12299).wrapping_add(z1).wrapping_add(z4),
+            mul(tmp2, 25172).wrapping_add(z2).wrapping_add(z3),
+            mul(tmp1, 16819).wrapping_add(z2).wrapping_add(z4),
+            mul(tmp0, 2446).wrapping_add(z1).wrapping_add(z3),
+        ];
+        for place in 0..4 {
+            let (even, odd) = (even[place].wrapping_add(rounding), odd[place]);
+            rows[place][column] = even.wrapping_add(odd) >> shift;
+            rows[7 - place][column] = even.wrapping_sub(odd) >> shift;
+        }
+    }
+}
+
+/// How a component's samples become the picture's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Upsampling {
+    /// Each sample as often as needed, across and down.
+    Repeat(usize, usize),
+    /// Triangle filter across.
+    Across,
+    /// Triangle filter down.
+    Down,
+    /// Triangle filter both ways.
+    Both,
+}
+
+impl Upsampling {
+    /// jdsample.c `jinit_upsampler`: the filter only for a factor of 2, and across only for
+    /// more than 2 samples.
+    pub(super) fn of(across: usize, down: usize, width: usize) -> Self {
+        match (across, down) {
+            (2, 1) if width > 2 => Upsampling::Across,
+            (2, 2) if width > 2 => Upsampling::Both,
+            (1, 2) => Upsampling::Down,
+            _ => Upsampling::Repeat(across, down),
+        }
+    }
+
+    /// Row `y` of the picture into `out`, from a component of `width` x `height` samples;
+    /// `sums` is a buffer.
+    pub(super) fn row(
+        self,
+        y: usize,
+        (plane, stride): (&[u8], usize),
+        (width, height): (usize, usize),
+        (out, sums): (&mut Vec<u8>, &mut Vec<i16>),
+    ) {
+        let line = |row: usize| &plane[row.min(height - 1) * stride..][..width];
+        // The neighbouring row, nearer than any other but the row itself.
+        let beside =
+            |y: usize| if y.is_multiple_of(2) { (y / 2).saturating_sub(1) } else { y / 2 + 1 };
+        match self {
+            Upsampling::Repeat(across, down) => {
+                out.clear();
+                out.extend(
+                    line(y / down).iter().flat_map(|sample| std::iter::repeat_n(*sample, across)),
+                );
+            }
+            Upsampling::Across => {
+                sums.clear();
+                sums.extend(line(y).iter().map(|sample| i16::from(*sample)));
+                out.resize(width * 2, 0);
+                spread(sums, out, (1, 2, 2));
+            }
+            Upsampling::Down => {
+                let bias = if y.is_multiple_of(2) { 1 } else { 2 };
+                let pairs = line(y / 2).iter().zip(line(beside(y)));
+                out.clear();
+                out.extend(pairs.map(|(near, far)| {
+                    ((u16::from(*near) * 3 + u16::from(*far) + bias) >> 2) as u8
+                }));
+            }
+            Upsampling::Both => {
+                let pairs = line(y / 2).iter().zip(line(beside(y)));
+                sums.clear();
+                sums.extend(pairs.map(|(near, far)| i16::from(*near) * 3 + i16::from(*far)));
+                out.resize(width * 2, 0);
+                spread(sums, out, (8, 7, 4));
+            }
+        }
+    }
+}
+
+/// The triangle filter across: twice as many levels as `sums`, weighted 3 to 1, with the
+/// roundings of left and right halves. The ends have no neighbour: they count four times.
+fn spread(sums: &[i16], out: &mut [u8], (left, right, shift): (i16, i16, u32)) {
+    let (first, last) = (sums[0], sums[sums.len() - 1]);
+    let ends = out.len() - 1;
+    for (out, around) in out[1..ends].chunks_exact_mut(2).zip(sums.windows(2)) {
+        out[0] = ((around[0] * 3 + around[1] + right) >> shift) as u8;
+        out[1] = ((around[1] * 3 + around[0] + left) >> shift) as u8;
+    }
+    out[0] = ((first * 4 + left) >> shift) as u8;
+    out[ends] = ((last * 4 + right) >> shift) as u8;
+}
+
+/// One row of luma and chroma to RGB. jdcolor.c's constants have 16 fractional bits; their
+/// whole parts are added apart so that the products are of 16-bit numbers.
+pub(super) fn ycc_row(luma: &[u8], blue: &[u8], red: &[u8], out: &mut [u8]) {
+    for (((pixel, y), cb), cr) in out.chunks_exact_mut(3).zip(luma).zip(blue).zip(red) {
+        pixel.copy_from_slice(&ycc_to_rgb(*y, *cb, *cr));
+    }
+}
+
+/// One pixel.
+#[inline]
+pub(super) fn ycc_to_rgb(y: u8, cb: u8, cr: u8) -> [u8; 3] {
+    const HALF: i32 = 1 << 15;
+    let (y, cb, cr) = (i32::from(y), i32::from(cb) - 128, i32::from(cr) - 128);
+    let red = y + cr + ((26_345 * cr + HALF) >> 16);
+    let green = y - cr + ((18_734 * cr - 22_554 * cb + HALF) >> 16);
+    let blue = y + 2 * cb + ((HALF - 14_942 * cb) >> 16);
+    [red, green, blue].map(|level| level.clamp(0, 255) as u8)
+}
+
+/// Pillow takes every CMYK JPEG as Adobe writes it, inverted (`CMYK;I`), then multiplies
+/// (`cmyk2rgb` of Convert.c, `MULDIV255`).
+pub(super) fn cmyk_to_rgb(inverted: [u8; 3], inverted_key: u8) -> [u8; 3] {
+    let white = i32::from(inverted_key);
+    inverted.map(|level| {
+        let product = i32::from(255 - level) * white + 128;
+        (white - (((product >> 8) + product) >> 8)).clamp(0, 255) as u8
+    })
+}
