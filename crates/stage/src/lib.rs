@@ -9,6 +9,8 @@
 #![forbid(unsafe_code)]
 
 pub mod captioner;
+pub mod clip_image;
+pub mod clip_text;
 mod deadline;
 mod engine;
 pub mod ensemble;
@@ -16,9 +18,12 @@ mod files;
 mod modes;
 mod parameters;
 pub mod preprocess;
+pub mod ranker;
 mod request;
 pub mod signature;
 pub mod tables;
+pub mod tagger;
+pub mod text_side;
 
 use std::path::Path;
 
@@ -54,8 +59,16 @@ pub trait Stage: Send {
 pub enum StageFile {
     /// [`preprocess`].
     Preprocess(preprocess::PreprocessFile),
+    /// [`clip_image`].
+    ClipImage(clip_image::ClipImageFile),
+    /// [`clip_text`].
+    ClipText(clip_text::ClipTextFile),
     /// [`captioner`].
     Captioner(captioner::CaptionerFile),
+    /// [`ranker`].
+    Ranker(ranker::RankerFile),
+    /// [`tagger`].
+    Tagger(tagger::TaggerFile),
 }
 
 /// Opens the stage in `folder` (the model's version folder).
@@ -71,8 +84,16 @@ pub fn open(folder: &Path, parameters: &Parameters) -> Result<Box<dyn StageModel
         StageFile::Preprocess(file) => {
             Box::new(preprocess::PreprocessModel::open(folder, &file, parameters)?)
         }
+        StageFile::ClipImage(file) => {
+            Box::new(clip_image::ClipImageModel::open(folder, file, parameters)?)
+        }
+        StageFile::ClipText(file) => {
+            Box::new(clip_text::ClipTextModel::open(folder, file, parameters)?)
+        }
         StageFile::Captioner(file) => {
             Box::new(captioner::CaptionerModel::open(folder, file, parameters)?)
         }
+        StageFile::Ranker(file) => Box::new(ranker::RankerModel::open(folder, file, parameters)?),
+        StageFile::Tagger(file) => Box::new(tagger::TaggerModel::open(folder, file, parameters)?),
     })
 }
