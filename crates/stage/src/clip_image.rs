@@ -62,7 +62,8 @@ impl StageModel for ClipImageModel {
     fn instance(&self) -> Result<Box<dyn Stage>> {
         let shared = self.shared.clone();
         let options = engine::options(&shared.parameters);
-        let encoder = ImageEncoder::open(&shared.folder, shared.facts, shared.runtime, &options)?;
+        let encoder =
+            ImageEncoder::open(&shared.folder, shared.facts.clone(), shared.runtime, &options)?;
         Ok(Box::new(ClipImage { shared, encoder }))
     }
 }
