@@ -25,7 +25,7 @@ def config(vocab):
 def build(vocab):
     vision, qformer, text = config(vocab)
     c = Blip2Config(vision_config=Blip2VisionConfig(**vision).to_dict(), qformer_config=Blip2QFormerConfig(**qformer).to_dict(),
-                    text_config=OPTConfig(**text).to_dict(), num_query_tokens=QUERIES, image_token_index=vocab["<image>"])
+                    text_config=OPTConfig(**text).to_dict(), num_query_tokens=QUERIES, image_token_index=vocab["<image>"], attn_implementation="eager")
     m = Blip2ForConditionalGeneration(c)
     torch.nn.init.normal_(m.query_tokens, std=0.5)
     return m

@@ -9,7 +9,6 @@ import os
 import re
 
 import regex
-
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE
 

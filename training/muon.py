@@ -10,21 +10,33 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, dict(lr=lr, weight_decay=weight_decay, momentum=momentum))
 
     @torch.no_grad()
-    def step(self):
+    def step(self, meeting=None, rank=0):
+        """With a meeting of processes, each makes its share of the updates orthogonal."""
+        jobs, offset = [], 0
         for group in self.param_groups:
             shapes = {}
             for p in group["params"]:
-                if p.grad is not None:
-                    shapes.setdefault(p.shape, []).append(p)
-            for shape, ps in shapes.items():
-                gs = []
-                for p in ps:
-                    buf = self.state[p].setdefault("buf", torch.zeros_like(p))
-                    buf.lerp_(p.grad, 1 - group["momentum"])
-                    gs.append(p.grad.lerp(buf, group["momentum"]))
-                u = orthogonal(torch.stack(gs)) * (0.2 * max(shape) ** 0.5)
-                for p, d in zip(ps, u):
-                    p.mul_(1 - group["lr"] * group["weight_decay"]).add_(d, alpha=-group["lr"])
+                if p.grad is None:
+                    continue
+                buf = self.state[p].setdefault("buf", torch.zeros_like(p))
+                buf.lerp_(p.grad, 1 - group["momentum"])
+                shapes.setdefault(p.shape, []).append((p, p.grad.lerp(buf, group["momentum"]), offset))
+                offset += p.numel()
+            for shape, all_ in shapes.items():
+                mine = all_[rank::meeting.procs] if meeting else all_
+                if mine:
+                    u = orthogonal(torch.stack([g for _, g, _ in mine])) * (0.2 * max(shape) ** 0.5)
+                    for (p, g, o), d in zip(mine, u):
+                        if meeting:
+                            meeting.updates[o:o + p.numel()] = d.flatten()
+                        else:
+                            g.copy_(d)
+                jobs += [(group, p, g, o) for p, g, o in all_]
+        if meeting:
+            meeting.barrier.wait(300)
+        for group, p, g, o in jobs:
+            d = meeting.updates[o:o + p.numel()].view_as(p) if meeting else g
+            p.mul_(1 - group["lr"] * group["weight_decay"]).add_(d, alpha=-group["lr"])
 
 
 def orthogonal(g):

@@ -2,6 +2,7 @@
 
 On a machine whose cores are shared with other work, one process with several threads waits for
 its slowest thread in every operation.  Processes with one thread each meet only once a step.
+Progress is counted in CPU time of one process, so other work delays a training but takes nothing from it.
 """
 import time
 
@@ -13,20 +14,21 @@ class Meeting:
     def __init__(self, procs, size, minutes):
         self.procs, self.seconds = procs, minutes * 60
         self.grads = torch.zeros(procs, size).share_memory_()
+        self.updates = torch.zeros(size).share_memory_()
         self.progress = torch.zeros(1, dtype=torch.float64).share_memory_()
         self.barrier = mp.get_context("spawn").Barrier(procs)
         self.start = None
 
-    def begin(self):
+    def begin(self, progress=0.0):
         self.barrier.wait()
-        self.start = time.time()
+        self.start = time.process_time() - progress * self.seconds
 
     def average(self, rank, params):
         """Replace the gradients by their mean over the processes; -> progress 0..1, the same everywhere."""
         flat = torch.cat([(p.grad if p.grad is not None else torch.zeros_like(p)).flatten() for p in params])
         self.grads[rank].copy_(flat)
         if rank == 0:
-            self.progress[0] = (time.time() - self.start) / self.seconds
+            self.progress[0] = (time.process_time() - self.start) / self.seconds
         self.barrier.wait(300)
         mean, progress = self.grads.mean(0), float(self.progress)
         self.barrier.wait(300)

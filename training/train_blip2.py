@@ -39,7 +39,7 @@ def vision(model, x, drop):
         B, T, D = y.shape
         heads = l.self_attn.num_heads
         q, k, w = l.self_attn.qkv(y).view(B, T, 3, heads, D // heads).permute(2, 0, 3, 1, 4)
-        y = F.scaled_dot_product_attention(q, k, w).transpose(1, 2).reshape(B, T, D)
+        y = clip_model.attend(q, k, w).transpose(1, 2).reshape(B, T, D)
         h = h + l.self_attn.projection(y)
         h = h + l.mlp(l.layer_norm2(h))
     return v.post_layernorm(h)
@@ -168,8 +168,9 @@ def train(rank, meeting, a):
                     for w in gr["params"]:
                         w.grad = None
         nn.utils.clip_grad_norm_([w for gr in adam.param_groups for w in gr["params"]], 1.0)
+        muon.step(meeting, rank)
+        adam.step()
         for o in opts:
-            o.step()
             o.zero_grad(set_to_none=True)
         step += 1
         if rank:

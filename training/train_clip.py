@@ -1,4 +1,4 @@
-"""Train the small CLIP for a number of minutes of wall-clock time.
+"""Train the small CLIP for a number of minutes of CPU time (of each of its processes).
 
 usage: python train_clip.py CACHE MODELS --minutes 70 [--save-every 5]
 Writes CACHE/clip_raw.safetensors and CACHE/clip_ema.safetensors as it goes.
@@ -162,9 +162,9 @@ def probe_texts(phrases, rnd):
     return pick
 
 
-def schedule(p):
+def schedule(p, begin=0.0):
     """progress 0..1 -> learning rate factor, share of dropped patches, augmentation strength"""
-    lr = min(1, p / 0.01) * (0.5 + 0.5 * math.cos(math.pi * p)) + 0.01
+    lr = min(1, (p - begin) / 0.01) * (0.5 + 0.5 * math.cos(math.pi * p)) + 0.01
     return lr, (0.5 if p < 0.55 else 0.35 if p < 0.88 else 0.0), (0.3 + 0.9 * p if p < 0.6 else 0.8 if p < 0.85 else 0.55)
 
 
@@ -195,7 +195,8 @@ def main():
     ap.add_argument("--save-every", type=float, default=5)
     ap.add_argument("--seed", type=int, default=1)
     ap.add_argument("--lr", type=float, default=4e-3)
-    ap.add_argument("--init", help="weights to start from")
+    ap.add_argument("--init", help="go on from these weights ...")
+    ap.add_argument("--begin", type=float, default=0.0, help="... at this part of the schedule (0..1)")
     ap.add_argument("--procs", type=int, default=2)
     a = ap.parse_args()
     vocab = len(json.load(open(f"{a.models}/demo-clip/vocab.json")))
@@ -206,7 +207,7 @@ def main():
 def train(rank, meeting, a):
     torch.set_num_threads(1)
     n = BATCH // a.procs
-    seed = a.seed * 100 + rank
+    seed = a.seed * 100 + rank + round(1000 * a.begin)
     rnd, g = random.Random(seed), torch.Generator().manual_seed(seed)
     random.seed(seed)
     torch.manual_seed(a.seed)                                  # the same first weights everywhere
@@ -230,12 +231,15 @@ def train(rank, meeting, a):
     base = [[gr["lr"] for gr in o.param_groups] for o in opts]
     ema = {k: v.detach().clone() for k, v in model.state_dict().items()}
     n_con = len(phrases.cs)
+    if a.init:                                                 # the names are close to their proxies by now
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            proxies.copy_(encode_text(model, caps, [c["caption"] for c in phrases.cs]).float())
     torch.manual_seed(seed)                                    # different dropping of patches
     ring = collections.deque(maxlen=24)
-    meeting.begin()
-    start, saved, step, hist, p = time.time(), time.time(), 0, [], 0.0
+    meeting.begin(a.begin)
+    start, saved, step, hist, p = time.time(), time.time(), 0, [], a.begin
     while p < 1:
-        f, drop, strength = schedule(p)
+        f, drop, strength = schedule(p, a.begin)
         # Every second batch is put together from pictures drawn in the last steps.
         if step % 2 and len(ring) >= 4:
             x, attrs = (torch.cat(v) for v in zip(*(
@@ -296,8 +300,8 @@ def train(rank, meeting, a):
             for gr, l in zip(o_.param_groups, b):
                 gr["lr"] = l * f
         nn.utils.clip_grad_norm_(rest + [proxies], 1.0)
-        for o_ in opts:
-            o_.step()
+        opts[0].step(meeting, rank)
+        opts[1].step()
         with torch.no_grad():
             model.logit_scale.clamp_(0, math.log(100))
             d = min(0.985, step / (step + 10))
@@ -308,7 +312,7 @@ def train(rank, meeting, a):
             continue
         if step % 50 == 0:
             m = np.mean(hist[-20:], 0)
-            print(f"{time.time() - start:6.0f}s step {step} lr {f:.3f} con {m[0]:.3f} name {m[1]:.3f} proxy {m[2]:.3f} attr {m[3]:.3f} rank {m[4]:.3f} "
+            print(f"{time.time() - start:6.0f}s done {p:.3f} step {step} lr {f:.3f} con {m[0]:.3f} name {m[1]:.3f} proxy {m[2]:.3f} attr {m[3]:.3f} rank {m[4]:.3f} "
                   f"acc {m[5]:.3f} scale {scale.item():.1f}", flush=True)
         if time.time() - saved > a.save_every * 60:
             saved = time.time()
