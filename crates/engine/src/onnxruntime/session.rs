@@ -10,7 +10,7 @@ use ort::AsPointer;
 use ort::environment::Environment;
 use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
 use ort::session::Session;
-use ort::session::builder::{BuilderResult, GraphOptimizationLevel, SessionBuilder};
+use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 use ort::sys::OrtValue;
 use ort::value::{Outlet, TensorElementType, ValueType};
 
@@ -276,22 +276,18 @@ fn configure(
         Optimization::Extended => GraphOptimizationLevel::Level2,
         Optimization::All => GraphOptimizationLevel::All,
     };
-    let step = |builder: SessionBuilder| -> BuilderResult {
-        let mut builder = builder
-            .with_optimization_level(level)?
-            .with_intra_threads(options.threads)?
-            .with_inter_threads(options.branches)?
-            .with_parallel_execution(options.branches > 1)?
-            .with_intra_op_spinning(options.spinning)?
-            .with_inter_op_spinning(options.spinning)?
-            .with_memory_pattern(options.memory_pattern)?
-            .with_log_level(lowest_level())?;
-        if options.own_threads {
-            builder = builder.with_independent_thread_pool()?;
-        }
-        Ok(builder)
-    };
-    let mut builder = step(Session::builder(environment)?).map_err(plain)?;
+    let mut builder = Session::builder(environment)?
+        .with_optimization_level(level)?
+        .with_intra_threads(options.threads)?
+        .with_inter_threads(options.branches)?
+        .with_parallel_execution(options.branches > 1)?
+        .with_intra_op_spinning(options.spinning)?
+        .with_inter_op_spinning(options.spinning)?
+        .with_memory_pattern(options.memory_pattern)?
+        .with_log_level(lowest_level())?;
+    if options.own_threads {
+        builder = builder.with_independent_thread_pool()?;
+    }
     if !options.arena {
         // SAFETY: the builder's options are live and not shared.
         let status = unsafe { (ort::api().DisableCpuMemArena)(builder.ptr_mut()) };
@@ -299,8 +295,4 @@ fn configure(
         unsafe { ort::Error::result_from_status(status) }?;
     }
     Ok(builder)
-}
-
-fn plain(error: ort::Error<SessionBuilder>) -> ort::Error {
-    ort::Error::new_with_code(error.code(), error.message())
 }

@@ -163,7 +163,7 @@ impl Tower {
             )?,
             epsilon: section.number("layer_norm_eps", 1e-5)? as f32,
         };
-        if tower.width % tower.heads != 0 {
+        if !tower.width.is_multiple_of(tower.heads) {
             return Err(Error::bad_model(format!(
                 "{}: hidden_size {} is not a multiple of num_attention_heads {}",
                 section.path(),
