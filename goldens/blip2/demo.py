@@ -3,7 +3,7 @@
 
     .imprompt/goldens-venv/bin/python goldens/blip2/demo.py
 
-Reads models/demo-blip2 and goldens/demo/pictures/*.png (made by goldens/interrogate/demo.py),
+Reads models/demo-blip2 and goldens/demo/*.png (made by goldens/interrogate/demo.py),
 writes goldens/demo/captions.json. Run it again whenever the model or the pictures change: the
 test that reads it compares the model's SHA-256 and says so.
 """
@@ -19,7 +19,7 @@ from transformers import Blip2ForConditionalGeneration, Blip2Processor
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "models/demo-blip2"
-PICTURES = ROOT / "goldens/demo/pictures"
+PICTURES = ROOT / "goldens/demo"
 OUT = ROOT / "goldens/demo/captions.json"
 # None is what clip-interrogator does. The others are continued; one has bytes outside ASCII, one ends in a blank.
 PROMPTS = [None, "a", "an emoji of", "this is a picture of ", "naïve ☕ drawing:"]

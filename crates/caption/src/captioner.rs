@@ -135,11 +135,9 @@ impl Captioner {
             batch.iter().map(|request| self.refusal(request).err().map(Err)).collect();
         let members: Vec<usize> =
             (0..batch.len()).filter(|member| outcomes[*member].is_none()).collect();
-        if !members.is_empty() {
-            if let Err(error) = self.generate(batch, &members, &mut outcomes) {
-                for member in members {
-                    outcomes[member].get_or_insert_with(|| Err(error.clone()));
-                }
+        if let Err(error) = self.generate(batch, &members, &mut outcomes) {
+            for member in members {
+                outcomes[member].get_or_insert_with(|| Err(error.clone()));
             }
         }
         let lost = || Err(Error::internal("a caption was lost"));
