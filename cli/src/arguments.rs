@@ -54,8 +54,7 @@ pub enum Command {
 
 /// `imprompt build`.
 #[derive(Debug, Args)]
-#[command(
-    after_long_help = "Examples:\n  \
+#[command(after_long_help = "Examples:\n  \
         imprompt build --clip models/demo-clip --captioner models/demo-blip2 \\\n      \
             --vocabulary models/demo-vocabulary --out demo-repository\n  \
         imprompt build --clip openai/clip-vit-large-patch14 --vocabulary my-terms/ --out tags-only\n\n\
@@ -64,8 +63,7 @@ pub enum Command {
         optionally @REVISION. HF_HOME, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE mean what they always do.\n\n\
         The build writes the ONNX graphs itself and needs no Python. Weights are not converted and not \
         copied: they are hard links to the source's files where the file system allows. An existing \
-        repository is replaced; label embeddings that are still right are kept."
-)]
+        repository is replaced; label embeddings that are still right are kept.")]
 pub struct Build {
     /// The CLIP: a folder, or a hub id
     #[arg(long, value_name = "DIR|HF_ID", required_unless_present = "captioner")]
@@ -102,15 +100,13 @@ pub enum Device {
 
 /// `imprompt serve`.
 #[derive(Debug, Args)]
-#[command(
-    after_long_help = "Examples:\n  \
+#[command(after_long_help = "Examples:\n  \
         imprompt serve models\n  \
         imprompt serve models -- --http-port=9000 --allow-grpc=false\n\n\
         The server is looked for in $TRITONSERVER, /opt/tritonserver/bin/tritonserver and where the \
         project's scripts install it ($IMPROMPT_HOME); the backend, libtriton_imprompt.so, in \
         $IMPROMPT_BACKEND, beside this command and in /opt/tritonserver/backends/imprompt; ONNX Runtime \
-        in $IMPROMPT_ONNXRUNTIME and the places that have it. Ctrl-C stops the server."
-)]
+        in $IMPROMPT_ONNXRUNTIME and the places that have it. Ctrl-C stops the server.")]
 pub struct Serve {
     /// The repository that `imprompt build` made
     #[arg(value_name = "REPO")]
@@ -175,13 +171,11 @@ impl Mode {
 
 /// `imprompt interrogate`.
 #[derive(Debug, Args)]
-#[command(
-    after_long_help = "Examples:\n  \
+#[command(after_long_help = "Examples:\n  \
         imprompt interrogate croissant.png --repo models\n  \
         imprompt interrogate photos/ --mode fast --json --server http://localhost:8000 > prompts.jsonl\n\n\
         Plain output is the prompt; with several pictures PATH, a tab and the prompt. A folder run goes \
-        on past a bad picture, reports it, and ends with exit code 1."
-)]
+        on past a bad picture, reports it, and ends with exit code 1.")]
 pub struct Interrogate {
     #[command(flatten)]
     #[allow(missing_docs)]
@@ -245,12 +239,10 @@ pub struct Tag {
 
 /// `imprompt caption`.
 #[derive(Debug, Args)]
-#[command(
-    after_long_help = "Examples:\n  \
+#[command(after_long_help = "Examples:\n  \
         imprompt caption photo.jpg --repo models\n  \
         imprompt caption photo.jpg --text 'Question: what colour is the car? Answer:' --repo models\n\n\
-        Plain output is the caption; with several pictures PATH, a tab and the caption."
-)]
+        Plain output is the caption; with several pictures PATH, a tab and the caption.")]
 pub struct Caption {
     #[command(flatten)]
     #[allow(missing_docs)]
@@ -271,12 +263,10 @@ pub struct Caption {
 
 /// `imprompt embed`.
 #[derive(Debug, Args)]
-#[command(
-    after_long_help = "Examples:\n  \
+#[command(after_long_help = "Examples:\n  \
         imprompt embed photos/ --repo models > pictures.jsonl\n  \
         imprompt embed --text 'a photo of a cat' 'a photo of a dog' --server http://localhost:8000\n\n\
-        One JSON object a line: image (the path) or text, and embedding (L2-normalised)."
-)]
+        One JSON object a line: image (the path) or text, and embedding (L2-normalised).")]
 pub struct Embed {
     /// A picture (JPEG, PNG, WebP, GIF, BMP), or a folder of pictures
     #[arg(value_name = "PATH", required_unless_present = "text", conflicts_with = "text")]
@@ -332,14 +322,12 @@ pub enum Vocabulary {
 
 /// `imprompt bench`.
 #[derive(Debug, Args)]
-#[command(
-    after_long_help = "Examples:\n  \
+#[command(after_long_help = "Examples:\n  \
         imprompt bench croissant.png --repo models\n  \
         imprompt bench photos/ --ensemble zero_shot --labels cat,dog --concurrency 8 --requests 400 \\\n      \
             --server http://localhost:8000 --json\n\n\
         Requests go round the pictures; each of --concurrency callers waits for its answer before it \
-        asks again (closed loop). Percentiles are of single requests, warm-up not counted."
-)]
+        asks again (closed loop). Percentiles are of single requests, warm-up not counted.")]
 pub struct Bench {
     #[command(flatten)]
     #[allow(missing_docs)]
@@ -351,7 +339,12 @@ pub struct Bench {
     #[arg(long, value_enum, default_value_t = Mode::Best)]
     pub mode: Mode,
     /// The labels of `zero_shot`, separated by commas
-    #[arg(long, value_name = "A,B,C", value_delimiter = ',', required_if_eq("ensemble", "zero_shot"))]
+    #[arg(
+        long,
+        value_name = "A,B,C",
+        value_delimiter = ',',
+        required_if_eq("ensemble", "zero_shot")
+    )]
     pub labels: Vec<String>,
     /// Requests that are measured
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]

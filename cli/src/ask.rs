@@ -1,5 +1,7 @@
 //! Asking an ensemble: of a server over HTTP, or of a repository in this process.
 
+use std::time::Duration;
+
 use imprompt_error::Uncancellable;
 use imprompt_kserve::{Client, InferRequest, Values};
 use imprompt_repository::InProcess;
@@ -11,6 +13,9 @@ use crate::talk::{Failure, Result};
 
 /// Requests a server is given at the same time, for its dynamic batching.
 const SERVER_CONCURRENCY: usize = 4;
+
+/// How long a server may take to say that it lives.
+const CONNECT: Duration = Duration::from_secs(10);
 
 /// The tensors of one request: name, and values of the one item.
 #[derive(Clone, Debug, Default)]
@@ -125,9 +130,11 @@ impl Asker {
     pub fn open(place: &Where, ensemble: &'static str) -> Result<Self> {
         if let Some(url) = &place.server {
             let client = Client::new(url);
-            if !client.is_live() {
-                return Err(Failure::new(format!("no server answers at {}", client.url()))
-                    .hint("start one with `imprompt serve REPO`, or run in-process with --repo REPO"));
+            // Answers may take minutes; whether there is a server does not.
+            if !Client::with_timeout(url, Some(CONNECT)).is_live() {
+                return Err(Failure::new(format!("no server answers at {}", client.url())).hint(
+                    "start one with `imprompt serve REPO`, or run in-process with --repo REPO",
+                ));
             }
             return Ok(Asker::Server { client, ensemble });
         }
@@ -158,7 +165,8 @@ impl Asker {
             }
             Asker::Server { client, ensemble } => std::thread::scope(|scope| {
                 let (client, ensemble) = (&*client, *ensemble);
-                let call = |question: Question| scope.spawn(move || call(client, ensemble, &question));
+                let call =
+                    |question: Question| scope.spawn(move || call(client, ensemble, &question));
                 let calls: Vec<_> = questions.into_iter().map(call).collect();
                 calls
                     .into_iter()
@@ -213,7 +221,12 @@ mod tests {
             .number("min_flavors", None)
             .to_wire();
         let shapes: Vec<_> = request.inputs.iter().map(|t| (&*t.name, t.shape.clone())).collect();
-        let expected = [("image", vec![1, 1]), ("labels", vec![1, 2]), ("vocabulary", vec![1, 1]), ("top_k", vec![1, 1])];
+        let expected = [
+            ("image", vec![1, 1]),
+            ("labels", vec![1, 2]),
+            ("vocabulary", vec![1, 1]),
+            ("top_k", vec![1, 1]),
+        ];
         assert_eq!(shapes, expected);
         assert_eq!(request.inputs[0].values, Values::Bytes(vec![vec![1, 2]]));
     }

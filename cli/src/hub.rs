@@ -79,12 +79,14 @@ pub fn fetch(id: &HubId, bars: &Bars) -> Result<PathBuf> {
         });
     }
     let token = variable("HF_TOKEN").map(|token| token.to_string_lossy().trim().to_owned());
-    let mut builder = ApiBuilder::from_cache(cache.clone()).with_progress(false).with_retries(RETRIES);
+    let mut builder =
+        ApiBuilder::from_cache(cache.clone()).with_progress(false).with_retries(RETRIES);
     if let Some(token) = token {
         builder = builder.with_token(Some(token));
     }
     if let Some(endpoint) = variable("HF_ENDPOINT") {
-        builder = builder.with_endpoint(endpoint.to_string_lossy().trim_end_matches('/').to_owned());
+        builder =
+            builder.with_endpoint(endpoint.to_string_lossy().trim_end_matches('/').to_owned());
     }
     let api = builder.build().map_err(|error| Failure::new(format!("{id}: {error}")))?;
     match download(&api, &cache, id, bars) {
@@ -93,9 +95,8 @@ pub fn fetch(id: &HubId, bars: &Bars) -> Result<PathBuf> {
                 bars.say(&format!("{id}: the hub cannot be reached ({why}); using the cache"));
                 Ok(folder)
             }
-            None => Err(Failure::new(format!("{id}: the hub cannot be reached: {why}")).hint(
-                "check the network and $HF_ENDPOINT, or name a folder that holds the model",
-            )),
+            None => Err(Failure::new(format!("{id}: the hub cannot be reached: {why}"))
+                .hint("check the network and $HF_ENDPOINT, or name a folder that holds the model")),
         },
         Err(Missed::Refused(failure)) => Err(failure),
         Ok(folder) => Ok(folder),
@@ -131,7 +132,8 @@ fn cached(cache: &Cache, id: &HubId) -> Option<PathBuf> {
     };
     let has = |name: &str| folder.join(name).exists();
     let is_whole = has(WEIGHTS)
-        || shards(&folder).is_ok_and(|shards| !shards.is_empty() && shards.iter().all(|name| has(name)));
+        || shards(&folder)
+            .is_ok_and(|shards| !shards.is_empty() && shards.iter().all(|name| has(name)));
     (has("config.json") && is_whole).then_some(folder)
 }
 
@@ -157,10 +159,12 @@ fn download(api: &Api, cache: &Cache, id: &HubId, bars: &Bars) -> Result<PathBuf
     }
     let folder = cache.repo(id.repo()).pointer_path(&info.sha);
     let has = |name: &str| info.siblings.iter().any(|file| file.rfilename == name);
-    let take = |name: &str| one(&repo, &folder, name, bars).map_err(|error| match error {
-        Taken::Api(error) => missed(id, error),
-        Taken::Failure(failure) => Missed::Refused(failure),
-    });
+    let take = |name: &str| {
+        one(&repo, &folder, name, bars).map_err(|error| match error {
+            Taken::Api(error) => missed(id, error),
+            Taken::Failure(failure) => Missed::Refused(failure),
+        })
+    };
     for name in SMALL.into_iter().filter(|name| has(name)) {
         take(name)?;
     }
@@ -287,7 +291,9 @@ mod tests {
         assert_eq!((&*id.name, &*id.revision), ("openai/clip-vit-base-patch32", "main"));
         let id = HubId::parse("a/b@refs/pr/3").unwrap();
         assert_eq!((id.to_string(), &*id.revision), ("a/b@refs/pr/3".to_owned(), "refs/pr/3"));
-        for text in ["clip", "./clip/x", "/models/clip", "a/b/c", "../b", "a/..", "a/b@", "a/b@../c", ""] {
+        for text in
+            ["clip", "./clip/x", "/models/clip", "a/b/c", "../b", "a/..", "a/b@", "a/b@../c", ""]
+        {
             assert_eq!(HubId::parse(text), None, "{text}");
         }
     }

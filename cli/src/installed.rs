@@ -16,7 +16,8 @@ fn homes() -> Vec<PathBuf> {
     if let Some(home) = variable("IMPROMPT_HOME") {
         return vec![home];
     }
-    let executable = std::env::current_exe().and_then(|path| path.canonicalize()).unwrap_or_default();
+    let executable =
+        std::env::current_exe().and_then(|path| path.canonicalize()).unwrap_or_default();
     let project = executable.ancestors().map(|folder| folder.join(".imprompt"));
     project.chain(cache()).collect()
 }

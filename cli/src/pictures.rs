@@ -37,7 +37,10 @@ fn folder(path: &Path) -> Result<Vec<PathBuf>> {
         }
     }
     if found.is_empty() {
-        return Err(Failure::new(format!("no pictures (*.{}) in this folder", SUFFIXES.join(", *."))));
+        return Err(Failure::new(format!(
+            "no pictures (*.{}) in this folder",
+            SUFFIXES.join(", *.")
+        )));
     }
     found.sort();
     Ok(found)
@@ -66,7 +69,8 @@ mod tests {
         let missing = PathBuf::from("/nowhere.png");
         let named = folder.path().join("notes.txt");
         let list = list(&[folder.path().to_owned(), missing, named]);
-        let names: Vec<_> = list.iter().map(|(path, _)| path.file_name().unwrap().to_str().unwrap()).collect();
+        let names: Vec<_> =
+            list.iter().map(|(path, _)| path.file_name().unwrap().to_str().unwrap()).collect();
         assert_eq!(names, ["a.jpg", "b.PNG", "c.webp", "nowhere.png", "notes.txt"]);
         let fine: Vec<_> = list.iter().map(|(_, result)| result.is_ok()).collect();
         assert_eq!(fine, [true, true, true, false, true]);

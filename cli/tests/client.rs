@@ -30,12 +30,8 @@ fn ensembles(asked: &Asked) -> Reply {
     if tensors.iter().any(|(name, bytes)| name == "image" && bytes.ends_with(b"bad")) {
         return Reply::new(400, r#"{"error": "input `image`: not a picture"}"#);
     }
-    let text = |name: &str, texts: &[&str]| {
-        json!({"name": name, "datatype": "BYTES", "shape": [1, texts.len()], "data": texts})
-    };
-    let floats = |name: &str, values: &[f32]| {
-        json!({"name": name, "datatype": "FP32", "shape": [1, values.len()], "data": values})
-    };
+    let text = |name: &str, texts: &[&str]| json!({"name": name, "datatype": "BYTES", "shape": [1, texts.len()], "data": texts});
+    let floats = |name: &str, values: &[f32]| json!({"name": name, "datatype": "FP32", "shape": [1, values.len()], "data": values});
     let outputs = match model {
         "interrogate" => json!([
             text("prompt", &["a croissant, crisp"]),
@@ -52,7 +48,10 @@ fn ensembles(asked: &Asked) -> Reply {
         "embed_image" | "embed_text" => json!([floats("embedding", &[0.6, 0.8])]),
         _ => return Reply::new(404, r#"{"error": "unknown model"}"#),
     };
-    Reply::new(200, json!({"model_name": model, "model_version": "1", "outputs": outputs}).to_string())
+    Reply::new(
+        200,
+        json!({"model_name": model, "model_version": "1", "outputs": outputs}).to_string(),
+    )
 }
 
 /// Pictures `a.png`, `b.png` (bad) and `c.png` in a folder.
@@ -93,11 +92,29 @@ fn every_optional_input_has_its_flag() {
     let picture = picture.to_str().unwrap();
     let cases: &[(&[&str], &[&str])] = &[
         (
-            &["interrogate", "--mode", "fast", "--given-caption", "x", "--min-flavors", "1", "--max-flavors", "2", "--max-new-tokens", "3"],
+            &[
+                "interrogate",
+                "--mode",
+                "fast",
+                "--given-caption",
+                "x",
+                "--min-flavors",
+                "1",
+                "--max-flavors",
+                "2",
+                "--max-new-tokens",
+                "3",
+            ],
             &["image", "mode", "given_caption", "min_flavors", "max_flavors", "max_new_tokens"],
         ),
-        (&["caption", "--text", "x", "--max-new-tokens", "3"], &["image", "text", "max_new_tokens"]),
-        (&["tag", "--labels", "a, b", "--template", "a {}", "--top-k", "1"], &["image", "labels", "template", "top_k"]),
+        (
+            &["caption", "--text", "x", "--max-new-tokens", "3"],
+            &["image", "text", "max_new_tokens"],
+        ),
+        (
+            &["tag", "--labels", "a, b", "--template", "a {}", "--top-k", "1"],
+            &["image", "labels", "template", "top_k"],
+        ),
         (&["tag", "--vocabulary", "mediums"], &["image", "vocabulary"]),
     ];
     for (arguments, expected) in cases {
@@ -118,7 +135,8 @@ fn a_folder_run_goes_on_past_a_bad_picture_and_ends_with_1() {
     let path = folder.path().to_str().unwrap();
     let (run, _) = ask(&["interrogate", path, "--json"]);
     assert_eq!(run.code, 1);
-    let lines: Vec<Value> = run.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let lines: Vec<Value> =
+        run.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(lines.len(), 2);
     for (line, name) in lines.iter().zip(["a.png", "c.png"]) {
         let keys: Vec<_> = line.as_object().unwrap().keys().collect();
@@ -129,7 +147,9 @@ fn a_folder_run_goes_on_past_a_bad_picture_and_ends_with_1() {
     }
     assert_eq!(
         run.stderr,
-        format!("error: {path}/b.png: input `image`: not a picture (status 400)\nerror: 1 of 3 pictures failed\n")
+        format!(
+            "error: {path}/b.png: input `image`: not a picture (status 400)\nerror: 1 of 3 pictures failed\n"
+        )
     );
 }
 
@@ -179,12 +199,24 @@ fn json_lines_have_the_keys_of_the_contract() {
 fn bench_counts_what_it_asked() {
     let folder = pictures();
     let picture = folder.path().join("a.png");
-    let arguments = ["bench", picture.to_str().unwrap(), "--requests", "20", "--concurrency", "4", "--warm-up", "2"];
+    let arguments = [
+        "bench",
+        picture.to_str().unwrap(),
+        "--requests",
+        "20",
+        "--concurrency",
+        "4",
+        "--warm-up",
+        "2",
+    ];
     let (run, asked) = ask(&[&arguments[..], &["--json"]].concat());
     assert_eq!(run.code, 0, "{}", run.stderr);
     assert_eq!(asked.len(), 22);
     let report: Value = serde_json::from_str(&run.stdout).unwrap();
-    assert_eq!((&report["requests"], &report["failed"], &report["concurrency"]), (&json!(20), &json!(0), &json!(4)));
+    assert_eq!(
+        (&report["requests"], &report["failed"], &report["concurrency"]),
+        (&json!(20), &json!(0), &json!(4))
+    );
     let latency = &report["latency_ms"];
     assert!(latency["p50"].as_f64().unwrap() <= latency["p99"].as_f64().unwrap());
     let (run, _) = ask(&arguments);

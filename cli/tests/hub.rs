@@ -53,7 +53,10 @@ fn hub(files: Files, etag: fn(&[u8]) -> String) -> Server {
 fn build(home: &Path, endpoint: &str, offline: bool) -> Run {
     let mut command = imprompt();
     command.args(["build", "--clip", "acme/clip", "--out"]).arg(home.join("repository"));
-    command.env("HF_HOME", home.join("hf")).env("HF_ENDPOINT", endpoint).env("HF_TOKEN", "secret-token");
+    command
+        .env("HF_HOME", home.join("hf"))
+        .env("HF_ENDPOINT", endpoint)
+        .env("HF_TOKEN", "secret-token");
     if offline {
         command.env("HF_HUB_OFFLINE", "1");
     }
@@ -73,10 +76,14 @@ fn a_model_is_downloaded_once_and_then_taken_from_the_cache() {
     assert_eq!((first.code, &*first.stdout), (0, ""), "{}", first.stderr);
     assert!(!first.stderr.contains("secret-token"));
     assert_eq!(manifest(home.path())["clip"]["name"], "acme/clip");
-    assert_eq!(manifest(home.path())["ensembles"], json!(["zero_shot", "embed_image", "embed_text"]));
+    assert_eq!(
+        manifest(home.path())["ensembles"],
+        json!(["zero_shot", "embed_image", "embed_text"])
+    );
     let asked = server.asked();
     assert!(asked.iter().all(|asked| asked.header("authorization") == Some("Bearer secret-token")));
-    let weights = |asked: &[Asked]| asked.iter().filter(|a| a.path.ends_with("safetensors")).count();
+    let weights =
+        |asked: &[Asked]| asked.iter().filter(|a| a.path.ends_with("safetensors")).count();
     assert!(weights(&asked) > 0);
     assert!(!asked.iter().any(|asked| asked.path.ends_with("README.md")));
     let snapshot = home.path().join("hf/hub/models--acme--clip/snapshots").join(COMMIT);
@@ -138,7 +145,11 @@ fn what_a_hub_does_not_have_is_explained() {
     files.insert("pytorch_model.bin".into(), vec![]);
     let server = hub(files, sha256);
     let run = build(home.path(), &server.url, false);
-    assert!(run.stderr.contains("the hub has no model.safetensors of it\nhint: "), "{}", run.stderr);
+    assert!(
+        run.stderr.contains("the hub has no model.safetensors of it\nhint: "),
+        "{}",
+        run.stderr
+    );
     let run = build(&home.path().join("empty"), "http://127.0.0.1:9", true);
     assert!(run.stderr.contains("not in the cache at"), "{}", run.stderr);
 }

@@ -82,8 +82,9 @@ fn a_folder_that_is_no_repository_is_named() {
     ] {
         let run = imprompt_with(&command);
         assert_eq!((run.code, &*run.stdout), (1, ""));
-        let expected =
-            format!("error: {path}: not a repository made by `imprompt build` (it has no imprompt.json)\n");
+        let expected = format!(
+            "error: {path}: not a repository made by `imprompt build` (it has no imprompt.json)\n"
+        );
         assert_eq!(run.stderr, expected);
     }
     let by_variable = run(imprompt().args(["vocabulary", "list"]).env("IMPROMPT_REPOSITORY", path));

@@ -20,7 +20,9 @@ fn a_wheel_with_another_hash_is_refused() {
     let mut command = imprompt();
     command.args(["build", "--vocabulary", "clip-interrogator", "--clip"]).arg(&clip);
     command.arg("--out").arg(home.path().join("repository"));
-    command.env("XDG_CACHE_HOME", home.path()).env("PIP_INDEX_URL", format!("{}/simple/", server.url));
+    command
+        .env("XDG_CACHE_HOME", home.path())
+        .env("PIP_INDEX_URL", format!("{}/simple/", server.url));
     let run = run(&mut command);
     assert_eq!(run.code, 1);
     assert!(run.stderr.contains(&format!("{WHEEL}: SHA-256 is ")), "{}", run.stderr);

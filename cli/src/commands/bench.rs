@@ -49,7 +49,11 @@ pub fn run(arguments: &Bench) -> Result<()> {
         pictures.push(bytes.map_err(|failure| failure.in_picture(&path))?);
     }
     let report = measure(arguments, &pictures)?;
-    if arguments.json { run::json(&report)? } else { run::line(&table(&report))? }
+    if arguments.json {
+        run::json(&report)?
+    } else {
+        run::line(&table(&report))?
+    }
     match report.failed {
         0 => Ok(()),
         failed => Err(Failure::new(format!("{failed} of {} requests failed", report.requests))),
@@ -198,7 +202,8 @@ mod tests {
     fn percentiles_are_of_the_nearest_rank() {
         let mut times: Vec<f64> = (1..=200).rev().map(f64::from).collect();
         let latency = latency(&mut times).unwrap();
-        let expected = Latency { mean: 100.5, min: 1.0, p50: 100.0, p90: 180.0, p99: 198.0, max: 200.0 };
+        let expected =
+            Latency { mean: 100.5, min: 1.0, p50: 100.0, p90: 180.0, p99: 198.0, max: 200.0 };
         assert_eq!(latency, expected);
         assert_eq!(super::latency(&mut [7.0]).unwrap().p99, 7.0);
         assert!(super::latency(&mut []).is_none());

@@ -22,20 +22,26 @@ struct Line<'a> {
 pub fn run(arguments: &Interrogate) -> Result<()> {
     let asker = Asker::open(&arguments.place, "interrogate")?;
     let question = |picture| question(arguments, arguments.mode, picture);
-    run::pictures(&arguments.pictures.paths, asker, 1, question, |path, is_many, answer, seconds| {
-        let prompt = answer.text("prompt")?;
-        if !arguments.json {
-            return run::plain(path, is_many, &prompt);
-        }
-        run::json(&Line {
-            image: path.display().to_string(),
-            mode: arguments.mode.name(),
-            prompt,
-            caption: answer.text("caption")?,
-            similarity: answer.number("similarity")?,
-            seconds: (seconds * 1e6).round() / 1e6,
-        })
-    })
+    run::pictures(
+        &arguments.pictures.paths,
+        asker,
+        1,
+        question,
+        |path, is_many, answer, seconds| {
+            let prompt = answer.text("prompt")?;
+            if !arguments.json {
+                return run::plain(path, is_many, &prompt);
+            }
+            run::json(&Line {
+                image: path.display().to_string(),
+                mode: arguments.mode.name(),
+                prompt,
+                caption: answer.text("caption")?,
+                similarity: answer.number("similarity")?,
+                seconds: (seconds * 1e6).round() / 1e6,
+            })
+        },
+    )
 }
 
 fn question(arguments: &Interrogate, mode: Mode, picture: Vec<u8>) -> Question {

@@ -74,7 +74,8 @@ pub fn pictures(
         let answers = asker.ask(questions);
         let seconds = started.elapsed().as_secs_f64() / count.max(1) as f64;
         for (path, answer) in asked.iter().zip(answers) {
-            let printed = answer.and_then(|answer| bar.suspend(|| print(path, is_many, &answer, seconds)));
+            let printed =
+                answer.and_then(|answer| bar.suspend(|| print(path, is_many, &answer, seconds)));
             if let Err(failure) = printed {
                 report(path, &failure);
             }

@@ -67,7 +67,8 @@ fn attend(
     manifest: &Manifest,
 ) -> Result<(ExitStatus, bool)> {
     let address = address(flags);
-    let client = address.as_ref().map(|url| Client::with_timeout(url, Some(Duration::from_secs(1))));
+    let client =
+        address.as_ref().map(|url| Client::with_timeout(url, Some(Duration::from_secs(1))));
     let (mut is_announced, mut is_stopped) = (false, false);
     loop {
         let ended = child.try_wait();
@@ -148,7 +149,8 @@ enum Backends {
 
 impl Backends {
     fn of(library: &Path) -> Result<Self> {
-        let failed = |error: std::io::Error| Failure::new(format!("{}: {error}", library.display()));
+        let failed =
+            |error: std::io::Error| Failure::new(format!("{}: {error}", library.display()));
         let library = library.canonicalize().map_err(failed)?;
         let parent = library.parent();
         if let Some(folder) = parent.and_then(Path::parent)
@@ -156,10 +158,12 @@ impl Backends {
         {
             return Ok(Backends::Installed(folder.to_owned()));
         }
-        let folder = tempfile::Builder::new().prefix("imprompt-backends-").tempdir().map_err(failed)?;
+        let folder =
+            tempfile::Builder::new().prefix("imprompt-backends-").tempdir().map_err(failed)?;
         let inner = folder.path().join("imprompt");
         std::fs::create_dir(&inner).map_err(failed)?;
-        std::os::unix::fs::symlink(&library, inner.join("libtriton_imprompt.so")).map_err(failed)?;
+        std::os::unix::fs::symlink(&library, inner.join("libtriton_imprompt.so"))
+            .map_err(failed)?;
         Ok(Backends::Linked(folder))
     }
 
@@ -183,8 +187,14 @@ mod tests {
     fn the_address_follows_the_flags() {
         let of = |text| address(&flags(text));
         assert_eq!(of("").as_deref(), Some("http://localhost:8000"));
-        assert_eq!(of("--http-port=9000 --http-address 10.0.0.1").as_deref(), Some("http://10.0.0.1:9000"));
-        assert_eq!(of("--http-port 1 --http-port=2 --http-address=0.0.0.0").as_deref(), Some("http://localhost:2"));
+        assert_eq!(
+            of("--http-port=9000 --http-address 10.0.0.1").as_deref(),
+            Some("http://10.0.0.1:9000")
+        );
+        assert_eq!(
+            of("--http-port 1 --http-port=2 --http-address=0.0.0.0").as_deref(),
+            Some("http://localhost:2")
+        );
         assert_eq!(of("--allow-http=false"), None);
         assert_eq!(of("--http-portal=3").as_deref(), Some("http://localhost:8000"));
     }

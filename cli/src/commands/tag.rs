@@ -27,7 +27,8 @@ struct Scored<'a> {
 
 /// Prints the labels of every picture.
 pub fn run(arguments: &Tag) -> Result<()> {
-    let labels: Vec<String> = arguments.labels.iter().map(|label| label.trim().to_owned()).collect();
+    let labels: Vec<String> =
+        arguments.labels.iter().map(|label| label.trim().to_owned()).collect();
     let asker = Asker::open(&arguments.place, "zero_shot")?;
     let question = |picture| {
         Question::picture(picture)
@@ -39,7 +40,8 @@ pub fn run(arguments: &Tag) -> Result<()> {
     let paths = &arguments.pictures.paths;
     run::pictures(paths, asker, TOGETHER, question, |path, is_many, answer, _| {
         let labels = answer.texts("label")?;
-        let (probabilities, similarities) = (answer.numbers("probability")?, answer.numbers("similarity")?);
+        let (probabilities, similarities) =
+            (answer.numbers("probability")?, answer.numbers("similarity")?);
         if labels.len() != probabilities.len() || labels.len() != similarities.len() {
             return Err(Failure::new(format!(
                 "the answer has {} labels, {} probabilities and {} similarities",
@@ -55,7 +57,10 @@ pub fn run(arguments: &Tag) -> Result<()> {
             similarity,
         });
         if arguments.json {
-            return run::json(&Line { image: path.display().to_string(), labels: scored.collect() });
+            return run::json(&Line {
+                image: path.display().to_string(),
+                labels: scored.collect(),
+            });
         }
         for Scored { label, probability, similarity } in scored {
             run::plain(path, is_many, &format!("{probability:.4}\t{similarity:.4}\t{label}"))?;

@@ -31,12 +31,15 @@ pub fn run(arguments: &Vocabulary) -> Result<()> {
                 replace: *replace,
                 onnxruntime: installed::onnxruntime(onnxruntime.as_deref())?,
             };
-            let added = imprompt_repository::add_tables(&repository, &request, &bars).map_err(
-                |error| match error.message().ends_with(" already") {
-                    true => Failure::from(error).hint("--replace puts the new table in its place"),
-                    false => error.into(),
-                },
-            )?;
+            let added =
+                imprompt_repository::add_tables(&repository, &request, &bars).map_err(|error| {
+                    match error.message().ends_with(" already") {
+                        true => {
+                            Failure::from(error).hint("--replace puts the new table in its place")
+                        }
+                        false => error.into(),
+                    }
+                })?;
             for table in added {
                 bars.say(&format!("added {}: {} labels", table.name, table.labels));
             }

@@ -14,8 +14,8 @@ use imprompt_stage::ensemble::{ENSEMBLES, Ensemble};
 use imprompt_stage::preprocess::PreprocessFile;
 use imprompt_stage::ranker::RankerFile;
 use imprompt_stage::tagger::TaggerFile;
+use imprompt_stage::text_side::Cleaning;
 use imprompt_stage::{STAGE_FILE, StageFile, StageKind};
-use imprompt_text::Cleaning;
 
 use crate::config::{self, Models, Sizes};
 use crate::files::{self, Placer};
@@ -181,7 +181,8 @@ impl Build<'_> {
             onnxruntime: self.request.onnxruntime.as_deref(),
         };
         let all = tables::with_trendings(raw);
-        let entries = tables::make(&all, &encoding, &tagger, Some(&self.request.out), self.progress)?;
+        let entries =
+            tables::make(&all, &encoding, &tagger, Some(&self.request.out), self.progress)?;
         graph(&tagger, TEXT_GRAPH, &graphs.text, model, placer)?;
         model.copy_tokenizer(&tagger)?;
         let listed = tables::listed(&tagger, &entries);
@@ -233,8 +234,7 @@ impl Build<'_> {
             files::write(&self.root.join(kind.name()).join(CONFIG), text.as_bytes())?;
             manifest.stages.push(kind.name().to_owned());
         }
-        let possible =
-            |ensemble: &&Ensemble| ensemble.steps.iter().all(|step| is_made(step.stage));
+        let possible = |ensemble: &&Ensemble| ensemble.steps.iter().all(|step| is_made(step.stage));
         for ensemble in ENSEMBLES.iter().filter(possible) {
             let folder = self.root.join(ensemble.name);
             files::create_dir(&folder.join(VERSION))?;

@@ -4,7 +4,6 @@
 
 mod build;
 pub mod config;
-mod encoder;
 mod files;
 mod in_process;
 mod layout;

@@ -134,9 +134,8 @@ impl ModelFolder {
                 self.path.display()
             ))
         };
-        let text = files::read_text(&self.path.join(PROCESSOR)).map_err(|error| {
-            if error.kind() == Kind::NotFound { none() } else { error }
-        })?;
+        let text = files::read_text(&self.path.join(PROCESSOR))
+            .map_err(|error| if error.kind() == Kind::NotFound { none() } else { error })?;
         let processor: Value = serde_json::from_str(&text).map_err(|error| {
             Error::bad_model(format!("{}: {PROCESSOR}: {error}", self.path.display()))
         })?;
@@ -185,12 +184,16 @@ mod tests {
     fn the_image_processor_is_found_in_both_files_and_checked() {
         let target = tempfile::tempdir().unwrap();
         let path = target.path().join("clip.json");
-        let nested = format!(r#"{{"image_processor": {CLIP}, "processor_class": "CLIPProcessor"}}"#);
+        let nested =
+            format!(r#"{{"image_processor": {CLIP}, "processor_class": "CLIPProcessor"}}"#);
         for files in [(PREPROCESSOR, CLIP), (PROCESSOR, &*nested)] {
             let (_folder, model) = folder(&[files]);
             model.write_preprocessor(&path, [32, 32]).unwrap();
             let error = model.write_preprocessor(&path, [64, 64]).unwrap_err();
-            assert!(error.message().ends_with("makes 32x32 pixels, the model takes 64x64"), "{error}");
+            assert!(
+                error.message().ends_with("makes 32x32 pixels, the model takes 64x64"),
+                "{error}"
+            );
         }
         let (_folder, model) = folder(&[]);
         assert_eq!(model.write_preprocessor(&path, [32, 32]).unwrap_err().kind(), Kind::NotFound);

@@ -6,12 +6,14 @@ use std::sync::Arc;
 use imprompt_error::{Error, Kind, Result, Uncancellable};
 use imprompt_graph::ClipFacts;
 use imprompt_interrogate::{
-    LabelTable, Table, labels::{label_hash, read_labels, trending_labels},
+    LabelTable, Table,
+    labels::{label_hash, read_labels, trending_labels},
 };
+use imprompt_stage::Parameters;
 use imprompt_stage::tables::TableFile;
+use imprompt_stage::text_side::{Cleaning, TextModel, TextSide};
 use sha2::{Digest as _, Sha256};
 
-use crate::encoder::Encoder;
 use crate::files;
 use crate::layout::{TABLES, VERSION};
 use crate::manifest::{Manifest, TableEntry};
@@ -40,6 +42,19 @@ pub(crate) struct Encoding<'a> {
     pub(crate) facts: &'a ClipFacts,
     pub(crate) threads: usize,
     pub(crate) onnxruntime: Option<&'a Path>,
+}
+
+impl Encoding<'_> {
+    /// Opens the text tower, to read labels as open_clip reads them.
+    fn open(&self) -> Result<TextSide> {
+        let parameters = Parameters {
+            threads: self.threads,
+            onnxruntime: self.onnxruntime.map(Into::into),
+            ..Parameters::default()
+        };
+        TextModel::open(self.text_folder, self.facts.clone(), Cleaning::OpenClip, &parameters)?
+            .side()
+    }
 }
 
 /// The table of the interrogator that is called `name`.
@@ -167,7 +182,7 @@ pub(crate) fn make(
         if !is_kept {
             let encoder = match &mut encoder {
                 Some(encoder) => encoder,
-                none => none.insert(Encoder::open(encoding)?),
+                none => none.insert(encoding.open()?),
             };
             compute(table, encoder, &embeddings, progress)?;
         }
@@ -190,12 +205,16 @@ fn is_of(file: &Path, table: &RawTable, facts: &ClipFacts) -> bool {
 
 fn compute(
     table: &RawTable,
-    encoder: &mut Encoder,
+    encoder: &mut TextSide,
     target: &Path,
     progress: &dyn Progress,
 ) -> Result<()> {
     let total = table.labels.len();
-    progress.start(&format!("embedding {total} labels of {}", table.name), total as u64, Unit::Labels);
+    progress.start(
+        &format!("embedding {total} labels of {}", table.name),
+        total as u64,
+        Unit::Labels,
+    );
     let mut told = 0;
     let made = LabelTable::compute(
         &table.name,
@@ -328,7 +347,10 @@ fn sample(path: &Path, hasher: &mut Sha256) -> std::io::Result<()> {
 pub(crate) fn unknown(name: &str, entries: &[TableEntry]) -> Error {
     let names: Vec<&str> = entries.iter().map(|entry| &*entry.name).collect();
     let has = if names.is_empty() { "it has none".to_owned() } else { names.join(", ") };
-    Error::new(Kind::NotFound, format!("no label table is called `{name}`; the repository's: {has}"))
+    Error::new(
+        Kind::NotFound,
+        format!("no label table is called `{name}`; the repository's: {has}"),
+    )
 }
 
 #[cfg(test)]
@@ -345,10 +367,14 @@ mod tests {
 
     #[test]
     fn tables_are_named_like_their_files_and_artists_are_expanded() {
-        let one = folder(&[("artists.txt", "A\nB\n"), ("moods.txt", " calm \n\n"), ("notes.md", "x")]);
+        let one =
+            folder(&[("artists.txt", "A\nB\n"), ("moods.txt", " calm \n\n"), ("notes.md", "x")]);
         let tables = read_folders(&[one.path().to_owned()]).unwrap();
         assert_eq!(tables[0].labels, ["by A", "by B", "inspired by A", "inspired by B"]);
-        assert_eq!((&*tables[1].name, &tables[1].labels[..]), ("moods", &["calm".into(), String::new()][..]));
+        assert_eq!(
+            (&*tables[1].name, &tables[1].labels[..]),
+            ("moods", &["calm".into(), String::new()][..])
+        );
         let names: Vec<_> = with_trendings(&tables).into_iter().map(|table| table.name).collect();
         assert_eq!(names, ["artists", "moods", "trendings"]);
         assert_eq!(with_trendings(&tables[1..]).len(), 1);

@@ -1,0 +1,204 @@
+//! The demo models become a repository whose stages open and whose tables are kept on a rebuild.
+//! Needs ONNX Runtime: `scripts/setup` installs it, IMPROMPT_ONNXRUNTIME names it.
+
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use imprompt_error::{Kind, Uncancellable};
+use imprompt_repository::{
+    AddTables, BuildRequest, InProcess, Manifest, ModelFolder, Progress, Silent, Unit, add_tables,
+    build, remove_tables,
+};
+use imprompt_stage::ensemble::ENSEMBLES;
+use imprompt_stage::{Data, Parameters, Tensor};
+
+fn models(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models").join(name)
+}
+
+/// The library that the tests use: the variable's, or the one that scripts/setup installs.
+fn onnxruntime() -> PathBuf {
+    if let Some(path) = std::env::var_os("IMPROMPT_ONNXRUNTIME") {
+        return path.into();
+    }
+    let installed = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../.imprompt/onnxruntime/onnxruntime/capi/libonnxruntime.so.1.32.0");
+    assert!(installed.is_file(), "no ONNX Runtime: run scripts/setup, or set IMPROMPT_ONNXRUNTIME");
+    installed
+}
+
+fn request(out: &Path, clip: bool, captioner: bool) -> BuildRequest {
+    let open = |name| ModelFolder::open(&models(name)).unwrap();
+    BuildRequest {
+        clip: clip.then(|| open("demo-clip")),
+        captioner: captioner.then(|| open("demo-blip2")),
+        vocabularies: vec![],
+        out: out.to_owned(),
+        copy: false,
+        threads: 0,
+        onnxruntime: Some(onnxruntime()),
+    }
+}
+
+/// A small vocabulary.
+fn vocabulary(folder: &Path) -> PathBuf {
+    let vocabulary = folder.join("vocabulary");
+    std::fs::create_dir(&vocabulary).unwrap();
+    for (name, text) in [
+        ("artists", "Noto\nTwemoji\n"),
+        ("flavors", "crisp\nflaky\ngolden\nbread\n"),
+        ("mediums", "an emoji\na drawing\n"),
+        ("movements", "food drink\nanimals\n"),
+        ("negative", "blurry\n"),
+        ("foods", "croissant\nbread\ncheese wedge\n"),
+    ] {
+        std::fs::write(vocabulary.join(format!("{name}.txt")), text).unwrap();
+    }
+    vocabulary
+}
+
+#[derive(Default)]
+struct Started(Mutex<Vec<String>>);
+
+impl Progress for Started {
+    fn say(&self, _text: &str) {}
+    fn start(&self, what: &str, _total: u64, _unit: Unit) {
+        self.0.lock().unwrap().push(what.to_owned());
+    }
+    fn advance(&self, _by: u64) {}
+    fn finish(&self) {}
+}
+
+fn parameters() -> Parameters {
+    Parameters { onnxruntime: Some(onnxruntime()), ..Parameters::default() }
+}
+
+fn picture() -> Tensor<'static> {
+    let bytes = std::fs::read(models("croissant.png")).unwrap();
+    Tensor::bytes("image", vec![1, 1], vec![bytes.into()])
+}
+
+fn texts(name: &'static str, texts: &[&str]) -> Tensor<'static> {
+    let values = texts.iter().map(|text| text.as_bytes().to_vec().into()).collect();
+    Tensor::bytes(name, vec![1, texts.len()], values)
+}
+
+#[test]
+fn a_whole_repository_answers_in_every_ensemble() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("repository");
+    let mut whole = request(&out, true, true);
+    whole.vocabularies = vec![vocabulary(folder.path())];
+    let started = Started::default();
+    let manifest = build(&whole, &started).unwrap();
+    let names: Vec<_> = ENSEMBLES.iter().map(|ensemble| ensemble.name).collect();
+    assert_eq!(manifest.ensembles, names);
+    assert_eq!(manifest.stages.len(), 6);
+    assert_eq!(started.0.lock().unwrap().len(), 7, "six tables and the trendings are embedded");
+    assert_eq!(Manifest::read(&out).unwrap(), manifest);
+    for name in &manifest.ensembles {
+        let config = std::fs::read_to_string(out.join(name).join("config.pbtxt")).unwrap();
+        assert!(config.contains("\nplatform: \"ensemble\"\n"));
+        assert!(out.join(name).join("1/.keep").is_file());
+    }
+    let config = std::fs::read_to_string(out.join("clip_image/config.pbtxt")).unwrap();
+    assert!(config.contains("dims: [ 3, 64, 64 ]") && !config.contains("-1"), "{config}");
+
+    let run = |ensemble: &str, inputs: Vec<Tensor<'static>>| {
+        let mut opened = InProcess::open(&out, ensemble, &parameters()).unwrap();
+        opened.run(inputs, &Uncancellable).unwrap()
+    };
+    for mode in ["best", "fast", "classic", "negative", "caption"] {
+        let response = run("interrogate", vec![picture(), texts("mode", &[mode])]);
+        assert_eq!(response.len(), 4);
+    }
+    let response = run("zero_shot", vec![picture(), texts("vocabulary", &["foods"])]);
+    assert_eq!(response[0].shape, [1, 3]);
+    let Data::F32(embedding) = &run("embed_text", vec![texts("text", &["a cat"])])[0].data else {
+        panic!("not floats")
+    };
+    let norm: f32 = embedding.iter().map(|value| value * value).sum();
+    assert!((norm - 1.0).abs() < 1e-4, "{norm}");
+    assert_eq!(run("caption", vec![picture()]).len(), 1);
+    assert_eq!(run("embed_image", vec![picture()]).len(), 1);
+
+    // The second build has nothing to embed; another label makes its table new.
+    let started = Started::default();
+    assert_eq!(build(&whole, &started).unwrap(), manifest);
+    assert!(started.0.lock().unwrap().is_empty());
+    std::fs::write(folder.path().join("vocabulary/foods.txt"), "croissant\n").unwrap();
+    build(&whole, &started).unwrap();
+    assert_eq!(*started.0.lock().unwrap(), ["embedding 1 labels of foods"]);
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2, "no partial build is left");
+}
+
+#[test]
+fn one_model_makes_the_ensembles_that_are_possible() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("repository");
+    let clip = build(&request(&out, true, false), &Silent).unwrap();
+    assert_eq!(clip.ensembles, ["zero_shot", "embed_image", "embed_text"]);
+    assert_eq!(clip.stages, ["preprocess", "clip_image", "clip_text", "tagger"]);
+    let refused = InProcess::open(&out, "caption", &parameters()).err().unwrap();
+    assert_eq!(refused.kind(), Kind::NotFound);
+    let captioner = build(&request(&out, false, true), &Silent).unwrap();
+    assert_eq!(captioner.ensembles, ["caption"]);
+    assert!(!out.join("tagger").exists(), "the earlier repository is gone");
+    assert_eq!(
+        build(&request(&out, false, false), &Silent).unwrap_err().kind(),
+        Kind::InvalidInput
+    );
+    let mut tables = request(&out, false, true);
+    tables.vocabularies = vec![models("demo-vocabulary")];
+    assert_eq!(build(&tables, &Silent).unwrap_err().kind(), Kind::InvalidInput);
+    assert_eq!(Manifest::read(&out).unwrap(), captioner, "a failed build changes nothing");
+}
+
+#[test]
+fn tables_come_and_go() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("repository");
+    build(&request(&out, true, true), &Silent).unwrap();
+    let add = |sources: &[PathBuf], replace| {
+        let request =
+            AddTables { sources: sources.to_vec(), replace, onnxruntime: Some(onnxruntime()) };
+        add_tables(&out, &request, &Silent)
+    };
+    let vocabulary = vocabulary(folder.path());
+    let added = add(&[vocabulary.join("foods.txt")], false).unwrap();
+    assert_eq!((added.len(), added[0].labels), (1, 3));
+    assert_eq!(add(&[vocabulary.clone()], false).unwrap_err().kind(), Kind::InvalidInput);
+    assert_eq!(add(&[vocabulary.clone()], true).unwrap().len(), 7);
+    assert_eq!(add(&[vocabulary.join("mediums.txt")], true).unwrap().len(), 1);
+    let mut opened = InProcess::open(&out, "interrogate", &parameters()).unwrap();
+    opened.run(vec![picture(), texts("mode", &["classic"])], &Uncancellable).unwrap();
+
+    let remove = |names: &[&str]| {
+        let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
+        remove_tables(&out, &names, &Silent)
+    };
+    let error = remove(&["mediums", "moods"]).unwrap_err();
+    assert_eq!(error.kind(), Kind::NotFound);
+    assert_eq!(Manifest::read(&out).unwrap().tables.len(), 7);
+    remove(&["mediums", "foods"]).unwrap();
+    assert!(!out.join("ranker/1/tables/mediums.txt").exists());
+    let mut opened = InProcess::open(&out, "interrogate", &parameters()).unwrap();
+    assert!(opened.run(vec![picture(), texts("mode", &["classic"])], &Uncancellable).is_err());
+    opened.run(vec![picture(), texts("mode", &["caption"])], &Uncancellable).unwrap();
+}
+
+#[test]
+fn copies_are_one_file_apart_from_the_source() {
+    use std::os::unix::fs::MetadataExt as _;
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("repository");
+    let inode = |path: &Path| std::fs::metadata(path).unwrap().ino();
+    let source = inode(&models("demo-clip").join("model.safetensors"));
+    for copy in [false, true] {
+        build(&BuildRequest { copy, ..request(&out, true, false) }, &Silent).unwrap();
+        let stages = ["clip_image", "clip_text", "tagger"];
+        let inodes = stages.map(|stage| inode(&out.join(stage).join("1/model.safetensors")));
+        assert_eq!(inodes, [inodes[0]; 3]);
+        assert_eq!(inodes[0] == source, !copy);
+    }
+}
