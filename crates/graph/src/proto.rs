@@ -26,8 +26,6 @@ pub struct Model {
     pub graph: Option<Graph>,
     #[prost(message, repeated, tag = "8")]
     pub opset_import: Vec<OperatorSet>,
-    #[prost(message, repeated, tag = "14")]
-    pub metadata_props: Vec<StringEntry>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]

@@ -89,22 +89,6 @@ impl GraphBuilder<'_> {
         self.nodes("Gemm", &inputs, 1, &[("transB", Attribute::Int(1))]).swap_remove(0)
     }
 
-    /// A linear layer on a tensor of any number of dimensions, over its last.
-    ///
-    /// # Errors
-    /// As [`GraphBuilder::weight`].
-    pub fn linear_last(&mut self, data: &Value, layer: LinearWeights<'_>) -> Result<Value> {
-        let weight =
-            self.weight(&format!("{}.weight", layer.name), &[layer.output, layer.input])?;
-        let weight = self.transpose(&weight, &[1, 0]);
-        let product = self.matmul(data, &weight);
-        if !layer.bias {
-            return Ok(product);
-        }
-        let bias = self.weight(&format!("{}.bias", layer.name), &[layer.output])?;
-        Ok(self.add(&product, &bias))
-    }
-
     /// Layer normalisation over the last dimension with `{name}.weight` and
     /// `{name}.bias`.
     ///
@@ -211,17 +195,5 @@ impl GraphBuilder<'_> {
         }
         let weights = self.softmax(&scores, -1);
         self.matmul(&weights, value)
-    }
-
-    /// `[batch, length, heads * width]` as `[batch, heads, length, width]`.
-    pub fn split_heads(&mut self, data: &Value, heads: usize, head_dim: usize) -> Value {
-        let parted = self.reshape(data, &[0, 0, heads as i64, head_dim as i64]);
-        self.transpose(&parted, &[0, 2, 1, 3])
-    }
-
-    /// `[batch, heads, length, width]` as `[batch, length, heads * width]`.
-    pub fn merge_heads(&mut self, data: &Value, width: usize) -> Value {
-        let data = self.transpose(data, &[0, 2, 1, 3]);
-        self.reshape(&data, &[0, 0, width as i64])
     }
 }

@@ -8,7 +8,7 @@
 mod layers;
 mod ops;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use imprompt_error::{Error, Result};
@@ -136,7 +136,6 @@ pub struct GraphBuilder<'w> {
     loaded: HashMap<String, Value>,
     names: HashMap<String, usize>,
     weight_files: BTreeSet<String>,
-    metadata: BTreeMap<String, String>,
 }
 
 impl<'w> GraphBuilder<'w> {
@@ -156,7 +155,6 @@ impl<'w> GraphBuilder<'w> {
             loaded: HashMap::new(),
             names: HashMap::new(),
             weight_files: BTreeSet::new(),
-            metadata: BTreeMap::new(),
         }
     }
 
@@ -169,11 +167,6 @@ impl<'w> GraphBuilder<'w> {
     /// Names the nodes emitted from here on after this part of the model.
     pub fn set_scope(&mut self, scope: &str) {
         scope.clone_into(&mut self.scope);
-    }
-
-    /// A note in the file's metadata.
-    pub fn set_metadata(&mut self, key: &str, value: &str) {
-        self.metadata.insert(key.to_owned(), value.to_owned());
     }
 
     /// A graph input.
@@ -401,11 +394,6 @@ impl<'w> GraphBuilder<'w> {
                 domain: Some(String::new()),
                 version: Some(self.opset),
             }],
-            metadata_props: self
-                .metadata
-                .into_iter()
-                .map(|(key, value)| proto::StringEntry { key: Some(key), value: Some(value) })
-                .collect(),
         };
         Graph { bytes: model.encode_to_vec(), weight_files: self.weight_files, opset: self.opset }
     }
@@ -483,3 +471,6 @@ fn attribute(name: &str, value: &Attribute) -> proto::Attribute {
     });
     attribute
 }
+
+#[cfg(test)]
+mod tests;

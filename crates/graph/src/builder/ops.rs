@@ -25,12 +25,6 @@ impl GraphBuilder<'_> {
         matmul => "MatMul",
         /// `a > b`, broadcast.
         greater => "Greater",
-        /// `a < b`, broadcast.
-        less => "Less",
-        /// `a == b`, broadcast.
-        equal => "Equal",
-        /// `a && b`, broadcast.
-        and => "And",
         /// `data` broadcast to `shape` (a 1-D integer tensor).
         expand => "Expand",
         /// `data` in the shape `shape` (a 1-D integer tensor).
@@ -135,12 +129,6 @@ impl GraphBuilder<'_> {
     /// `1 / (1 + exp(-x))`.
     pub fn sigmoid(&mut self, data: &Value) -> Value {
         self.node("Sigmoid", &[data], &[])
-    }
-
-    /// The index of the largest element along `axis`, the first of equals.
-    pub fn argmax(&mut self, data: &Value, axis: i64, keep_dimension: bool) -> Value {
-        let keep = Attribute::Int(i64::from(keep_dimension));
-        self.node("ArgMax", &[data], &[("axis", Attribute::Int(axis)), ("keepdims", keep)])
     }
 
     /// The sum along `axes`, which stay with length 1.
