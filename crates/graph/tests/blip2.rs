@@ -151,3 +151,128 @@ fn what_is_wrong_is_named() {
     fs::remove_file(folder.path().join("generation_config.json")).unwrap();
     caption_graphs(folder.path()).unwrap();
 }
+
+/// Name and shape of every tensor of `Salesforce/blip2-opt-2.7b` that is read.
+fn tensors_of_opt_2_7b() -> Vec<(String, Vec<u64>)> {
+    let (vision, qformer, text) = (1408, 768, 2560);
+    let mut tensors: Vec<(String, Vec<u64>)> = Vec::new();
+    let mut add = |name: String, shape: &[u64]| tensors.push((name, shape.to_vec()));
+    add("query_tokens".into(), &[1, 32, qformer]);
+    add("vision_model.embeddings.class_embedding".into(), &[1, 1, vision]);
+    add("vision_model.embeddings.position_embedding".into(), &[1, 257, vision]);
+    add("vision_model.embeddings.patch_embedding.weight".into(), &[vision, 3, 14, 14]);
+    add("vision_model.embeddings.patch_embedding.bias".into(), &[vision]);
+    let mut linears: Vec<(String, u64, u64)> = Vec::new();
+    let mut norms: Vec<(String, u64)> = vec![
+        ("vision_model.post_layernorm".into(), vision),
+        ("qformer.layernorm".into(), qformer),
+        ("language_model.model.decoder.final_layer_norm".into(), text),
+    ];
+    for layer in 0..39 {
+        let at = format!("vision_model.encoder.layers.{layer}");
+        norms.extend(["layer_norm1", "layer_norm2"].map(|n| (format!("{at}.{n}"), vision)));
+        linears.push((format!("{at}.self_attn.qkv"), vision, 3 * vision));
+        linears.push((format!("{at}.self_attn.projection"), vision, vision));
+        linears.push((format!("{at}.mlp.fc1"), vision, 6144));
+        linears.push((format!("{at}.mlp.fc2"), 6144, vision));
+    }
+    for layer in 0..12 {
+        let at = format!("qformer.encoder.layer.{layer}");
+        let mut attentions = vec![(format!("{at}.attention"), qformer)];
+        if layer % 2 == 0 {
+            attentions.push((format!("{at}.crossattention"), vision));
+        }
+        for (attention, width) in attentions {
+            linears.push((format!("{attention}.attention.query"), qformer, qformer));
+            linears.push((format!("{attention}.attention.key"), width, qformer));
+            linears.push((format!("{attention}.attention.value"), width, qformer));
+            linears.push((format!("{attention}.output.dense"), qformer, qformer));
+            norms.push((format!("{attention}.output.LayerNorm"), qformer));
+        }
+        linears.push((format!("{at}.intermediate_query.dense"), qformer, 3072));
+        linears.push((format!("{at}.output_query.dense"), 3072, qformer));
+        norms.push((format!("{at}.output_query.LayerNorm"), qformer));
+    }
+    linears.push(("language_projection".into(), qformer, text));
+    for layer in 0..32 {
+        let at = format!("language_model.model.decoder.layers.{layer}");
+        for projection in ["q_proj", "k_proj", "v_proj", "out_proj"] {
+            linears.push((format!("{at}.self_attn.{projection}"), text, text));
+        }
+        linears.push((format!("{at}.fc1"), text, 10240));
+        linears.push((format!("{at}.fc2"), 10240, text));
+        let names = ["self_attn_layer_norm", "final_layer_norm"];
+        norms.extend(names.map(|n| (format!("{at}.{n}"), text)));
+    }
+    for (name, input, output) in linears {
+        add(format!("{name}.weight"), &[output, input]);
+        add(format!("{name}.bias"), &[output]);
+    }
+    for (name, width) in norms {
+        add(format!("{name}.weight"), &[width]);
+        add(format!("{name}.bias"), &[width]);
+    }
+    add("language_model.model.decoder.embed_tokens.weight".into(), &[50304, text]);
+    add("language_model.model.decoder.embed_positions.weight".into(), &[2050, text]);
+    tensors
+}
+
+#[test]
+fn a_model_of_15_gb_is_built_from_its_header() {
+    let folder = tempfile::tempdir().unwrap();
+    // As the hub's config.json has it: what is missing are transformers' defaults.
+    let config = json!({
+        "architectures": ["Blip2ForConditionalGeneration"],
+        "initializer_factor": 1.0,
+        "initializer_range": 0.02,
+        "model_type": "blip-2",
+        "num_query_tokens": 32,
+        "qformer_config": {"classifier_dropout": null, "model_type": "blip_2_qformer"},
+        "text_config": {
+            "_name_or_path": "facebook/opt-2.7b",
+            "activation_dropout": 0.0,
+            "architectures": ["OPTForCausalLM"],
+            "eos_token_id": 50118,
+            "ffn_dim": 10240,
+            "hidden_size": 2560,
+            "model_type": "opt",
+            "num_attention_heads": 32,
+            "num_hidden_layers": 32,
+            "prefix": "</s>",
+            "torch_dtype": "float16",
+            "vocab_size": 50304,
+            "word_embed_proj_dim": 2560
+        },
+        "torch_dtype": "float32",
+        "use_decoder_only_language_model": true,
+        "vision_config": {"dropout": 0.0, "model_type": "blip_2_vision_model", "projection_dim": 512}
+    });
+    fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+    let mut header = serde_json::Map::new();
+    let mut end = 0;
+    for (name, shape) in tensors_of_opt_2_7b() {
+        let begin = end;
+        end += 4 * shape.iter().product::<u64>();
+        let entry = json!({"dtype": "F32", "shape": shape, "data_offsets": [begin, end]});
+        header.insert(name, entry);
+    }
+    assert!(end > 14_900_000_000, "{end} bytes");
+    let header = Value::Object(header).to_string();
+    let mut file = File::create(folder.path().join("model.safetensors")).unwrap();
+    file.write_all(&(header.len() as u64).to_le_bytes()).unwrap();
+    file.write_all(header.as_bytes()).unwrap();
+    file.set_len(8 + header.len() as u64 + end).unwrap();
+
+    let start = std::time::Instant::now();
+    let graphs = caption_graphs(folder.path()).unwrap();
+    let seconds = start.elapsed().as_secs_f32();
+    let bytes: usize = graphs.files.iter().map(|(_, graph)| graph.bytes.len()).sum();
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let most = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap().trim();
+    println!("{end} bytes: {seconds:.2} s, graphs of {bytes} bytes, at most {most}");
+    let kilobytes: u64 = most.trim_end_matches(" kB").parse().unwrap();
+    assert!(kilobytes < 300 * 1024, "{most}");
+    assert!(bytes < 4 << 20, "{bytes} bytes of graphs");
+    assert_eq!((graphs.facts.layers, graphs.facts.head_dim), (32, 80));
+    assert_eq!(graphs.facts.eos_token_ids, [50118]);
+}
