@@ -2,6 +2,9 @@
 //! know which.
 #![allow(missing_docs)]
 
+#[path = "server/library.rs"]
+mod library;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -20,10 +23,8 @@ fn output(program: &str, arguments: &[&str]) -> String {
     text
 }
 
-/// The library that cargo has built with this test.
 fn library() -> String {
-    let executable = std::env::current_exe().unwrap();
-    executable.parent().unwrap().join("libtriton_imprompt.so").to_str().unwrap().to_owned()
+    library::library().to_str().unwrap().to_owned()
 }
 
 #[test]

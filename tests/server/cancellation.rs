@@ -1,6 +1,6 @@
 //! Work that nobody waits for ends: cancelled by a gRPC client, or by the deadline.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use imprompt_kserve::{InferRequest, grpc};
 
@@ -37,9 +37,12 @@ fn a_cancelled_request_stops_working() {
 
 #[test]
 fn a_request_past_its_deadline_is_given_up() {
-    let start = Instant::now();
-    let error = server().client().infer("impatient", &slow()).unwrap_err();
+    let pixels = good().output("caption_pixel_values");
+    let mut pixels = server().client().infer("preprocess", &pixels).unwrap().outputs.remove(0);
+    pixels.name = "pixel_values".to_owned();
+    let request = InferRequest { inputs: vec![pixels], ..InferRequest::new() };
+    server().assert_serves("captioner", &request);
+    let error = server().client().infer("impatient", &request).unwrap_err();
     assert_eq!(error.code(), Some(503), "{error}");
-    assert!(error.to_string().contains(" ms"), "{error}");
-    assert!(start.elapsed() < Duration::from_secs(20));
+    assert!(error.to_string().contains("1 ms"), "{error}");
 }

@@ -18,8 +18,7 @@ fn a_model_folder_needs_little() {
     assert_eq!(config["output"][0]["name"], "clip_pixel_values");
     assert_eq!(config["output"][0]["data_type"], "TYPE_FP32");
     assert_eq!(config["instance_group"][0]["kind"], "KIND_CPU");
-    let queue = &config["dynamic_batching"]["default_queue_policy"];
-    assert_eq!(queue["max_queue_size"], 128);
+    assert_eq!(config["dynamic_batching"]["preferred_batch_size"], json!([8]));
     // The sizes are those of the model in the folder.
     let shape = client.model_metadata("completed").unwrap()["outputs"][0]["shape"].clone();
     assert_eq!(shape[0], json!(-1));

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use imprompt_kserve::InferRequest;
 
-use crate::support::{Server, copy_model, good, picture};
+use crate::support::{Server, copy_model, eventually, good, picture};
 
 /// Loads of one model and unloads while clients ask for it.
 const CYCLES: usize = 30;
@@ -89,7 +89,9 @@ fn a_server_that_is_told_to_end_answers_what_it_has() {
     let answers: Vec<_> = thread::scope(|scope| {
         let calls: Vec<_> =
             (0..6).map(|_| scope.spawn(|| server.client().infer("slow", &request))).collect();
-        thread::sleep(Duration::from_millis(150));
+        let waiting = || server.metric("nv_inference_pending_request_count{model=\"slow\"");
+        eventually("requests wait while others execute", || waiting() >= 3.0);
+        thread::sleep(Duration::from_millis(300));
         server.terminate();
         calls.into_iter().map(|call| call.join().unwrap()).collect()
     });

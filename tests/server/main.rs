@@ -9,6 +9,7 @@ mod batches;
 mod cancellation;
 mod configuration;
 mod ensembles;
+mod library;
 mod lifecycle;
 mod statistics;
 mod support;

@@ -34,7 +34,8 @@ fn statistics_are_the_clients_ledger() {
     let ns = |part: &str| stats[part]["ns"].as_u64().unwrap();
     let parts = ns("queue") + ns("compute_input") + ns("compute_infer") + ns("compute_output");
     assert!(parts <= ns("success"), "{parts} of {}", ns("success"));
-    assert!(ns("compute_infer") * 2 > parts, "{statistics}");
+    // Requests one after another do not wait for the batcher.
+    assert!(ns("queue") < 7 * 50_000_000, "{statistics}");
     let batches = statistics["batch_stats"].as_array().unwrap();
     let sizes: Vec<_> = batches
         .iter()

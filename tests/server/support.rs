@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 use imprompt_kserve::{Client, InferRequest};
 use tempfile::TempDir;
 
+use crate::library::library;
+
 /// The longest a server may take to load its models.
 const START: Duration = Duration::from_secs(120);
 
@@ -64,8 +66,12 @@ impl Server {
             .args(flags)
             // Growth of memory is then that of the server, not of malloc's arenas.
             .env("MALLOC_ARENA_MAX", "2");
-        let mut keeper =
-            command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("sh starts");
+        let mut keeper = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("sh starts");
         let mut pid = String::new();
         BufReader::new(keeper.stdout.take().unwrap()).read_line(&mut pid).unwrap();
         let pid = pid.trim().parse().expect("the keeper says the server's pid");
@@ -171,13 +177,12 @@ fn test_models() -> TempDir {
     preprocess_model(folder.path(), "completed", "");
     preprocess_model(folder.path(), "ledger", "");
     preprocess_model(folder.path(), "cancelled", "");
-    let wait =
-        "dynamic_batching { preferred_batch_size: [ 8 ] max_queue_delay_microseconds: 500000 }";
+    let wait = "max_batch_size: 8 dynamic_batching { preferred_batch_size: [ 8 ] max_queue_delay_microseconds: 500000 }";
     preprocess_model(folder.path(), "batcher", wait);
     let limits = "parameters { key: \"max_image_pixels\" value { string_value: \"10000\" } }";
     preprocess_model(folder.path(), "limited", limits);
     let deadline = "parameters { key: \"deadline_ms\" value { string_value: \"1\" } }";
-    preprocess_model(folder.path(), "impatient", deadline);
+    copy_model(folder.path(), "captioner", "impatient", deadline);
     folder
 }
 
@@ -220,15 +225,6 @@ fn from_environment(variable: &str) -> PathBuf {
     });
     assert!(value.exists(), "{variable}: {} does not exist: run scripts/test", value.display());
     value
-}
-
-/// The backend that cargo has built with these tests; IMPROMPT_BACKEND names another.
-pub fn library() -> PathBuf {
-    if let Some(path) = std::env::var_os("IMPROMPT_BACKEND") {
-        return fs::canonicalize(path).unwrap();
-    }
-    let executable = std::env::current_exe().unwrap();
-    executable.parent().unwrap().join("libtriton_imprompt.so")
 }
 
 /// Ports that nobody listened on a moment ago.

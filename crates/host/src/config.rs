@@ -6,9 +6,6 @@ use imprompt_stage::signature::MAX_BATCH_SIZE;
 use imprompt_stage::{Parameters, Signature, TensorSpec};
 use serde_json::{Value, json};
 
-/// Requests that may wait for a model by default; more are answered "unavailable".
-pub const MAX_QUEUE_SIZE: u32 = 128;
-
 /// Keys of the backend's own configuration that are Triton's, not ours.
 const SERVER_KEYS: [&str; 5] = [
     "auto-complete-config",
@@ -59,8 +56,9 @@ pub fn complete(config: &Value, signature: &Signature) -> Option<Value> {
     }
     let schedulers = ["dynamic_batching", "sequence_batching", "ensemble_scheduling"];
     if schedulers.iter().all(|scheduler| config[scheduler].is_null()) {
-        completed["dynamic_batching"] =
-            json!({ "default_queue_policy": { "max_queue_size": MAX_QUEUE_SIZE } });
+        // No max_queue_size: with any queue policy Triton stops prefetching, and then a
+        // request that comes in the moment an instance ends waits up to 500 ms.
+        completed["dynamic_batching"] = json!({});
     }
     (completed != *config).then_some(completed)
 }
@@ -204,7 +202,7 @@ mod tests {
             json!({"name": "labels", "data_type": "TYPE_STRING", "dims": [-1],
                    "optional": true, "allow_ragged_batch": true})
         );
-        assert_eq!(tagger["dynamic_batching"]["default_queue_policy"]["max_queue_size"], 128);
+        assert_eq!(tagger["dynamic_batching"], json!({}));
     }
 
     #[test]
