@@ -185,8 +185,6 @@ pub(crate) struct ResizeScratch {
     narrow: Vec<u8>,
     /// One old row, a plane a channel, widened to 16 bits.
     planes: Vec<i16>,
-    high_sums: Vec<i32>,
-    low_sums: Vec<i32>,
 }
 
 /// `image` at `width` x `height`, equal to Pillow's
@@ -251,21 +249,10 @@ pub(crate) fn resize_part(
         out.copy_from_slice(narrow);
         return Ok(());
     }
-    grow(&mut scratch.high_sums, row_length, "a resized picture")?;
-    grow(&mut scratch.low_sums, row_length, "a resized picture")?;
     for (y, new_row) in out.chunks_exact_mut(row_length).enumerate() {
         let (start, count) = scratch.down.bounds[y];
-        let (high, low) = scratch.down.of(y);
-        scratch.high_sums.fill(0);
-        scratch.low_sums.fill(0);
-        let old_rows = narrow[(start - first_row) * row_length..].chunks_exact(row_length);
-        for ((old_row, &high), &low) in old_rows.take(count).zip(high).zip(low) {
-            add_row(old_row, (high, low), &mut scratch.high_sums, &mut scratch.low_sums);
-        }
-        for ((new, high), low) in new_row.iter_mut().zip(&scratch.high_sums).zip(&scratch.low_sums)
-        {
-            *new = level(*high, *low);
-        }
+        let old_rows = &narrow[(start - first_row) * row_length..][..count * row_length];
+        lower_row(old_rows, scratch.down.of(y), new_row);
     }
     Ok(())
 }
@@ -293,10 +280,11 @@ fn narrow_row(across: &Coefficients, planes: &[i16], plane: usize, row: &mut [u8
     }
 }
 
-/// Sum of products, in blocks of 8 so that it becomes vector multiply-adds.
+/// Sum of products, in blocks of 8 so that they become vectors.
+#[inline]
 fn dot(left: &[i16], right: &[i16]) -> i32 {
     let mut sums = [0_i32; 8];
-    for (left, right) in left.chunks_exact(8).zip(right.chunks_exact(8)) {
+    for (left, right) in left.as_chunks::<8>().0.iter().zip(right.as_chunks::<8>().0) {
         for ((sum, left), right) in sums.iter_mut().zip(left).zip(right) {
             *sum = sum.wrapping_add(i32::from(*left) * i32::from(*right));
         }
@@ -304,12 +292,34 @@ fn dot(left: &[i16], right: &[i16]) -> i32 {
     sums.into_iter().fold(0, i32::wrapping_add)
 }
 
-/// One old row's share of a new row in the vertical pass.
-fn add_row(old: &[u8], (high, low): (i16, i16), high_sums: &mut [i32], low_sums: &mut [i32]) {
-    for ((old, high_sum), low_sum) in old.iter().zip(high_sums).zip(low_sums) {
-        let old = i16::from(*old);
-        *high_sum = high_sum.wrapping_add(i32::from(old) * i32::from(high));
-        *low_sum = low_sum.wrapping_add(i32::from(old) * i32::from(low));
+/// One new row of the vertical pass, a few columns at a time so that their sums stay in registers.
+fn lower_row(old_rows: &[u8], (high, low): (&[i16], &[i16]), new_row: &mut [u8]) {
+    const AT_ONCE: usize = 16;
+    let length = new_row.len();
+    let (blocks, rest) = new_row.as_chunks_mut::<AT_ONCE>();
+    let done = blocks.len() * AT_ONCE;
+    for (number, block) in blocks.iter_mut().enumerate() {
+        let (mut high_sums, mut low_sums) = ([0_i32; AT_ONCE], [0_i32; AT_ONCE]);
+        for ((old_row, &high), &low) in old_rows.chunks_exact(length).zip(high).zip(low) {
+            let Some(old) = old_row[number * AT_ONCE..].first_chunk::<AT_ONCE>() else { break };
+            for x in 0..AT_ONCE {
+                let old = i16::from(old[x]);
+                high_sums[x] = high_sums[x].wrapping_add(i32::from(old) * i32::from(high));
+                low_sums[x] = low_sums[x].wrapping_add(i32::from(old) * i32::from(low));
+            }
+        }
+        for (x, new) in block.iter_mut().enumerate() {
+            *new = level(high_sums[x], low_sums[x]);
+        }
+    }
+    for (x, new) in rest.iter_mut().enumerate() {
+        let (mut high_sum, mut low_sum) = (0_i32, 0_i32);
+        for ((old_row, &high), &low) in old_rows.chunks_exact(length).zip(high).zip(low) {
+            let old = i32::from(old_row[done + x]);
+            high_sum = high_sum.wrapping_add(old * i32::from(high));
+            low_sum = low_sum.wrapping_add(old * i32::from(low));
+        }
+        *new = level(high_sum, low_sum);
     }
 }
 

@@ -139,7 +139,7 @@ impl Upsampling {
                 sums.clear();
                 sums.extend(line(y).iter().map(|sample| i16::from(*sample)));
                 out.resize(width * 2, 0);
-                spread(sums, out, (1, 2, 2));
+                spread::<1, 2, 2>(sums, out);
             }
             Upsampling::Down => {
                 let bias = if y.is_multiple_of(2) { 1 } else { 2 };
@@ -154,7 +154,7 @@ impl Upsampling {
                 sums.clear();
                 sums.extend(pairs.map(|(near, far)| i16::from(*near) * 3 + i16::from(*far)));
                 out.resize(width * 2, 0);
-                spread(sums, out, (8, 7, 4));
+                spread::<8, 7, 4>(sums, out);
             }
         }
     }
@@ -162,33 +162,58 @@ impl Upsampling {
 
 /// The triangle filter across: twice as many levels as `sums`, weighted 3 to 1, with the
 /// roundings of left and right halves. The ends have no neighbour: they count four times.
-fn spread(sums: &[i16], out: &mut [u8], (left, right, shift): (i16, i16, u32)) {
+fn spread<const LEFT: i16, const RIGHT: i16, const SHIFT: u32>(sums: &[i16], out: &mut [u8]) {
+    let level = |near: i16, far: i16, rounding: i16| {
+        (near.wrapping_mul(3).wrapping_add(far).wrapping_add(rounding) >> SHIFT) as u8
+    };
     let (first, last) = (sums[0], sums[sums.len() - 1]);
     let ends = out.len() - 1;
-    for (out, around) in out[1..ends].chunks_exact_mut(2).zip(sums.windows(2)) {
-        out[0] = ((around[0] * 3 + around[1] + right) >> shift) as u8;
-        out[1] = ((around[1] * 3 + around[0] + left) >> shift) as u8;
+    let pairs = sums.iter().zip(&sums[1..]);
+    for (out, (before, after)) in out[1..ends].as_chunks_mut::<2>().0.iter_mut().zip(pairs) {
+        *out = [level(*before, *after, RIGHT), level(*after, *before, LEFT)];
     }
-    out[0] = ((first * 4 + left) >> shift) as u8;
-    out[ends] = ((last * 4 + right) >> shift) as u8;
+    out[0] = level(first, first, LEFT);
+    out[ends] = level(last, last, RIGHT);
 }
 
-/// One row of luma and chroma to RGB. jdcolor.c's constants have 16 fractional bits; their
-/// whole parts are added apart so that the products are of 16-bit numbers.
+/// One row of luma and chroma to RGB, 16 pixels at a time: a fixed count becomes vectors.
 pub(super) fn ycc_row(luma: &[u8], blue: &[u8], red: &[u8], out: &mut [u8]) {
-    for (((pixel, y), cb), cr) in out.chunks_exact_mut(3).zip(luma).zip(blue).zip(red) {
-        pixel.copy_from_slice(&ycc_to_rgb(*y, *cb, *cr));
+    const AT_ONCE: usize = 16;
+    let (out, out_rest) = out.as_chunks_mut::<{ 3 * AT_ONCE }>();
+    let (luma, luma_rest) = luma.as_chunks::<AT_ONCE>();
+    let done = luma.len() * AT_ONCE;
+    let chroma = blue.as_chunks::<AT_ONCE>().0.iter().zip(red.as_chunks::<AT_ONCE>().0);
+    for ((pixels, luma), (blue, red)) in out.iter_mut().zip(luma).zip(chroma) {
+        let mut planes = [[0; AT_ONCE]; 3];
+        for x in 0..AT_ONCE {
+            let rgb = ycc_to_rgb(luma[x], blue[x], red[x]);
+            for (plane, level) in planes.iter_mut().zip(rgb) {
+                plane[x] = level;
+            }
+        }
+        for (x, pixel) in pixels.as_chunks_mut::<3>().0.iter_mut().enumerate() {
+            *pixel = [planes[0][x], planes[1][x], planes[2][x]];
+        }
+    }
+    let rest = luma_rest.iter().zip(&blue[done..]).zip(&red[done..]);
+    for (pixel, ((luma, blue), red)) in out_rest.as_chunks_mut::<3>().0.iter_mut().zip(rest) {
+        *pixel = ycc_to_rgb(*luma, *blue, *red);
     }
 }
 
-/// One pixel.
+/// One pixel. jdcolor.c's constants have 16 fractional bits; their whole parts are added apart so
+/// that the products are of 16-bit numbers. Nothing here can overflow; `wrapping` keeps the checks
+/// of release builds out of the loop.
 #[inline]
 pub(super) fn ycc_to_rgb(y: u8, cb: u8, cr: u8) -> [u8; 3] {
     const HALF: i32 = 1 << 15;
     let (y, cb, cr) = (i32::from(y), i32::from(cb) - 128, i32::from(cr) - 128);
-    let red = y + cr + ((26_345 * cr + HALF) >> 16);
-    let green = y - cr + ((18_734 * cr - 22_554 * cb + HALF) >> 16);
-    let blue = y + 2 * cb + ((HALF - 14_942 * cb) >> 16);
+    let times = |factor: i32, value: i32| factor.wrapping_mul(value);
+    let red = y.wrapping_add(cr).wrapping_add(times(26_345, cr).wrapping_add(HALF) >> 16);
+    let both = times(18_734, cr).wrapping_sub(times(22_554, cb)).wrapping_add(HALF) >> 16;
+    let green = y.wrapping_sub(cr).wrapping_add(both);
+    let blue = HALF.wrapping_sub(times(14_942, cb)) >> 16;
+    let blue = y.wrapping_add(cb << 1).wrapping_add(blue);
     [red, green, blue].map(|level| level.clamp(0, 255) as u8)
 }
 
