@@ -91,14 +91,18 @@ class DemoClip:
         return self.model.get_image_features(pixel_values=images)
 
     def encode_text(self, tokens):
+        import torch
         ends = tokens.argmax(dim=-1)  # the end token has the highest id
-        tokens = tokens[:, :int(ends.max()) + 1]
         if len(tokens) < 8:
-            return self.model.get_text_features(input_ids=tokens)
+            return self.model.get_text_features(input_ids=tokens[:, :int(ends.max()) + 1])
         equal = (tokens == tokens[:1]).all(dim=0)
         shared = int(equal.long().cumprod(dim=0).sum().clamp(max=int(ends.min())))
-        hidden = self.tower(tokens, shared)
-        found = self.model.text_projection(hidden[range(len(tokens)), ends - shared])
+        found = torch.empty(len(tokens), self.model.config.projection_dim)
+        for part in ends.argsort(stable=True).chunk(6):  # of like length
+            last = ends[part]
+            hidden = self.tower(tokens[part, :int(last.max()) + 1], shared)
+            found[part] = self.model.text_projection(hidden[range(len(part)), last - shared])
+        tokens = tokens[:, :int(ends.max()) + 1]
         some = range(0, len(tokens), max(1, len(tokens) // self.CHECKED))
         own = self.model.get_text_features(input_ids=tokens[some])
         difference = float((found[some] / found[some].norm(dim=-1, keepdim=True)
@@ -109,6 +113,7 @@ class DemoClip:
     def tower(self, tokens, shared):
         """Final hidden states after the first `shared` (at least one) tokens, which are the same in every row."""
         import torch
+
         text = self.model.text_model
         embedded = text.embeddings(input_ids=tokens)
         common, rest = embedded[:1, :shared], embedded[:, shared:]
@@ -225,6 +230,8 @@ def main(models):
     from transformers.utils import logging
     logging.set_verbosity_error()
     import make
+
+    torch.set_num_threads(1)  # the batches are small, and others may be at work
 
     make.make_deterministic()
     clip = CLIPModel.from_pretrained(models / "demo-clip", torch_dtype=torch.float32).eval()

@@ -185,7 +185,7 @@ impl LabelTable {
 
     /// The safetensors header: its length, then JSON padded with blanks to a multiple of eight.
     fn header(&self) -> Vec<u8> {
-        let end = self.rows().len() * size_of::<f16>();
+        let end = size_of_val(self.rows());
         let json = format!(
             r#"{{"embeds":{{"dtype":"F16","shape":[{},{}],"data_offsets":[0,{end}]}},"hash":{{"dtype":"I8","shape":[64],"data_offsets":[{end},{}]}}}}"#,
             self.labels.len(),
