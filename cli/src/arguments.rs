@@ -187,13 +187,13 @@ pub struct Interrogate {
     #[arg(long, value_name = "TEXT")]
     pub given_caption: Option<String>,
     /// Terms that best mode adds at least [server's default: 8]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub min_flavors: Option<i32>,
     /// Terms that are added at most [server's default: 32, classic mode 3]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub max_flavors: Option<i32>,
     /// Tokens of the caption at most [server's default: 32]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub max_new_tokens: Option<i32>,
     /// One JSON object a line: image, mode, prompt, caption, similarity, seconds
     #[arg(long)]
@@ -227,7 +227,7 @@ pub struct Tag {
     #[arg(long, value_name = "TEXT")]
     pub template: Option<String>,
     /// Only the K best, best first [default: all, in the order given]
-    #[arg(long, value_name = "K")]
+    #[arg(long, value_name = "K", allow_negative_numbers = true)]
     pub top_k: Option<i32>,
     /// One JSON object a line: image, labels (label, probability, similarity)
     #[arg(long)]
@@ -251,7 +251,7 @@ pub struct Caption {
     #[arg(long, value_name = "TEXT")]
     pub text: Option<String>,
     /// Tokens of the caption at most [server's default: 32]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub max_new_tokens: Option<i32>,
     /// One JSON object a line: image, caption
     #[arg(long)]

@@ -67,9 +67,10 @@ fn attend(
     manifest: &Manifest,
 ) -> Result<(ExitStatus, bool)> {
     let address = address(flags);
-    let client =
+    // Dropped as soon as it has served: the server waits for open connections when it stops.
+    let mut client =
         address.as_ref().map(|url| Client::with_timeout(url, Some(Duration::from_secs(1))));
-    let (mut is_announced, mut is_stopped) = (false, false);
+    let mut is_stopped = false;
     loop {
         let ended = child.try_wait();
         if let Some(status) = ended.map_err(|error| Failure::new(format!("wait: {error}")))? {
@@ -77,10 +78,11 @@ fn attend(
         }
         for signal in signals.pending() {
             is_stopped = true;
+            client = None;
             hand_on(child, signal);
         }
-        if !is_announced && client.as_ref().is_some_and(Client::is_ready) {
-            is_announced = true;
+        if client.as_ref().is_some_and(Client::is_ready) {
+            client = None;
             eprint!("{}", ready(address.as_deref().unwrap_or_default(), manifest));
         }
         std::thread::sleep(POLL);

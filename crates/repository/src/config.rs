@@ -9,10 +9,6 @@ use imprompt_stage::ensemble::{Ensemble, Step};
 use imprompt_stage::signature::MAX_BATCH_SIZE;
 use imprompt_stage::{Parameters, Signature, StageKind, TensorSpec};
 
-/// How many requests may wait in front of a stage; one more is answered 503.
-/// Triton's own default is "any number", which ends when memory does.
-const MAX_QUEUE_SIZE: usize = 64;
-
 /// The sizes that a certain pair of models has; `None` is written as -1.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sizes {
@@ -95,10 +91,14 @@ pub fn stage_config(kind: StageKind, sizes: &Sizes, has: Models, threads: usize)
         },
     );
     out.push_str("instance_group [ { count: 1 kind: KIND_CPU } ]\n\n");
-    comment(&mut out, "Requests that wait are run together. A full queue answers 503.");
-    out.push_str("dynamic_batching {\n  default_queue_policy {\n");
-    let _ = writeln!(out, "    max_queue_size: {MAX_QUEUE_SIZE}");
-    out.push_str("    allow_timeout_override: true\n  }\n}\n\n");
+    // No queue policy: with any, Triton stops prefetching, and a request that comes in the moment
+    // an instance ends its batch may wait for 500 ms (docs/backend.md has the measurement).
+    comment(
+        &mut out,
+        "Requests that wait are run together. `default_queue_policy { max_queue_size: N }`",
+    );
+    comment(&mut out, "bounds their number, at a price in latency: docs/backend.md.");
+    out.push_str("dynamic_batching { }\n\n");
     for (key, value, note) in parameters(kind, threads) {
         comment(&mut out, note);
         let _ = writeln!(out, "parameters {{");

@@ -167,8 +167,11 @@ fn tables_come_and_go() {
     let vocabulary = vocabulary(folder.path());
     let added = add(&[vocabulary.join("foods.txt")], false).unwrap();
     assert_eq!((added.len(), added[0].labels), (1, 3));
-    assert_eq!(add(&[vocabulary.clone()], false).unwrap_err().kind(), Kind::InvalidInput);
-    assert_eq!(add(&[vocabulary.clone()], true).unwrap().len(), 7);
+    assert_eq!(
+        add(std::slice::from_ref(&vocabulary), false).unwrap_err().kind(),
+        Kind::InvalidInput
+    );
+    assert_eq!(add(std::slice::from_ref(&vocabulary), true).unwrap().len(), 7);
     assert_eq!(add(&[vocabulary.join("mediums.txt")], true).unwrap().len(), 1);
     let mut opened = InProcess::open(&out, "interrogate", &parameters()).unwrap();
     opened.run(vec![picture(), texts("mode", &["classic"])], &Uncancellable).unwrap();
