@@ -84,6 +84,7 @@ fn a_server_that_is_told_to_end_answers_what_it_has() {
     let server = Server::start(&[folder.path()], &[]);
     let image = picture(3_000, 2_000, [4, 50, 90]);
     let request = InferRequest::new().bytes("image", [4, 1], vec![image; 4]);
+    let request = request.output("clip_pixel_values");
     // Loaded and warm: what follows is in flight when the signal comes.
     server.assert_serves("slow", &request);
     let answers: Vec<_> = thread::scope(|scope| {
@@ -95,8 +96,7 @@ fn a_server_that_is_told_to_end_answers_what_it_has() {
         server.terminate();
         calls.into_iter().map(|call| call.join().unwrap()).collect()
     });
-    for answer in answers {
-        answer.unwrap();
-    }
+    let failed = answers.iter().filter(|answer| answer.is_err()).count();
+    assert_eq!(failed, 0, "of 6 requests in flight: {answers:?}\n{}", server.log());
     assert_eq!(server.wait(), 0);
 }

@@ -137,7 +137,9 @@ impl Server {
 
     /// Waits for the end; its exit code.
     pub fn wait(mut self) -> i32 {
-        self.keeper.wait().unwrap().code().expect("the server was not killed")
+        // `Child::wait` would close its standard input, and so kill the server.
+        let _kept = self.keeper.stdin.take();
+        self.keeper.wait().unwrap().code().expect("the keeper was not killed")
     }
 
     /// The server lives and `model` answers `request` still.

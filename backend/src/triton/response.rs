@@ -64,8 +64,8 @@ impl Response {
             )
         })?;
         match &tensor.data {
-            Data::F32(values) => copy(buffer(&of, output, size_of_val(&**values))?, &**values),
-            Data::I32(values) => copy(buffer(&of, output, size_of_val(&**values))?, &**values),
+            Data::F32(values) => copy(buffer(&of, output, size_of_val(&**values))?, values),
+            Data::I32(values) => copy(buffer(&of, output, size_of_val(&**values))?, values),
             Data::Bytes(values) => {
                 let len = imprompt_wire::encoded_len(&of, values)?;
                 return imprompt_wire::encode_into(&of, values, buffer(&of, output, len)?);

@@ -3,8 +3,8 @@
 
 use std::collections::HashMap;
 
-use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::{Channel, Endpoint};
+use ureq::http::uri::PathAndQuery;
 
 use crate::tensor::{InferRequest, InferResponse, Tensor, Values};
 use crate::{Error, Result};
