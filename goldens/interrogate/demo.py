@@ -227,6 +227,7 @@ def main(models):
     from PIL import Image
     from transformers import AutoTokenizer, Blip2ForConditionalGeneration, Blip2Processor
     from transformers import BlipImageProcessor, CLIPImageProcessor, CLIPModel
+    from open_clip.transform import image_transform
     from transformers.utils import logging
     logging.set_verbosity_error()
     import make
@@ -236,9 +237,12 @@ def main(models):
     make.make_deterministic()
     clip = CLIPModel.from_pretrained(models / "demo-clip", torch_dtype=torch.float32).eval()
     processor = CLIPImageProcessor.from_pretrained(models / "demo-clip")
+    # open_clip's own transform (it crops otherwise than transformers does) with the model's numbers.
+    preprocess = image_transform(processor.crop_size["height"], is_train=False,
+                                 mean=tuple(processor.image_mean), std=tuple(processor.image_std))
     tokenize = open_clip_tokenizer(models / "demo-clip")
     ci = make.interrogator(DemoClip(clip), tokenize, models / "demo-vocabulary", 2048, 2048,
-                           lambda image: processor(images=image, return_tensors="pt").pixel_values[0])
+                           preprocess)
     del ci.generate_caption  # the package's own
     ci.caption_model = Blip2ForConditionalGeneration.from_pretrained(
         models / "demo-blip2", torch_dtype=torch.float32).eval()

@@ -26,7 +26,7 @@ pub fn stage_signature(kind: StageKind, sizes: &Sizes, has: Models) -> Signature
     let mut signature = kind.signature();
     if kind == StageKind::Preprocess {
         signature.outputs.retain(|spec| match spec.name {
-            "clip_pixel_values" => has.clip,
+            "clip_pixel_values" | "open_clip_pixel_values" => has.clip,
             "caption_pixel_values" => has.captioner,
             _ => true,
         });
@@ -53,7 +53,8 @@ impl Models {
 
 fn fill(kind: StageKind, spec: &mut TensorSpec, sizes: &Sizes) {
     let pixels = match (kind, spec.name) {
-        (_, "clip_pixel_values") | (StageKind::ClipImage, "pixel_values") => sizes.clip_pixels,
+        (_, "clip_pixel_values" | "open_clip_pixel_values")
+        | (StageKind::ClipImage, "pixel_values") => sizes.clip_pixels,
         (_, "caption_pixel_values") | (StageKind::Captioner, "pixel_values") => {
             sizes.caption_pixels
         }

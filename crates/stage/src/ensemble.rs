@@ -44,8 +44,9 @@ pub const ENSEMBLES: [Ensemble; 5] = [
             Step {
                 stage: StageKind::Preprocess,
                 inputs: &[("image", "image")],
+                // The interrogator's reference crops as open_clip does, not as transformers does.
                 outputs: &[
-                    ("clip_pixel_values", "clip_pixel_values"),
+                    ("open_clip_pixel_values", "clip_pixel_values"),
                     ("caption_pixel_values", "caption_pixel_values"),
                 ],
             },

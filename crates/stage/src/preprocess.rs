@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use imprompt_error::{Error, Result};
-use imprompt_picture::{Limits, Preprocessor, Scratch};
+use imprompt_picture::{CropRule, Limits, Preprocessor, Scratch};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -42,15 +42,17 @@ impl PreprocessModel {
     ) -> Result<Self> {
         let mut signature = StageKind::Preprocess.signature();
         let mut outputs = Vec::new();
-        for (name, config) in [
-            ("clip_pixel_values", &file.clip_preprocessor),
-            ("caption_pixel_values", &file.caption_preprocessor),
+        for (name, config, crop_rule) in [
+            ("clip_pixel_values", &file.clip_preprocessor, CropRule::Transformers),
+            ("open_clip_pixel_values", &file.clip_preprocessor, CropRule::Torchvision),
+            ("caption_pixel_values", &file.caption_preprocessor, CropRule::Transformers),
         ] {
             match config {
                 Some(config) => {
                     let preprocessor =
                         Preprocessor::from_json(files::text(folder, config)?.as_bytes())
-                            .map_err(|error| error.context(config))?;
+                            .map_err(|error| error.context(config))?
+                            .with_crop_rule(crop_rule);
                     let (height, width) = (preprocessor.height(), preprocessor.width());
                     signature.set_dims(name, &[3, height as i64, width as i64]);
                     outputs.push((name, preprocessor));
@@ -105,14 +107,12 @@ impl Preprocess {
             .collect::<Result<_>>()?;
         for (item, picture) in pictures.iter().enumerate() {
             request.cancellation.check()?;
-            let image = imprompt_picture::decode(picture, &shared.limits)
-                .map_err(|error| error.context("input `image`"))?;
+            // Its messages name the input themselves.
+            let image = imprompt_picture::decode(picture, &shared.limits)?;
             for ((_, preprocessor), values) in wanted.iter().zip(&mut values) {
                 let size = preprocessor.output_len();
                 let out = &mut values[item * size..][..size];
-                preprocessor
-                    .run(&image, &mut self.scratch, out)
-                    .map_err(|error| error.context("input `image`"))?;
+                preprocessor.run(&image, &mut self.scratch, out)?;
             }
         }
         Ok(wanted

@@ -133,7 +133,11 @@ impl StageKind {
         let (inputs, outputs) = match self {
             StageKind::Preprocess => (
                 vec![text("image")],
-                vec![pixel_values("clip_pixel_values"), pixel_values("caption_pixel_values")],
+                vec![
+                    pixel_values("clip_pixel_values"),
+                    pixel_values("open_clip_pixel_values"),
+                    pixel_values("caption_pixel_values"),
+                ],
             ),
             StageKind::ClipImage => {
                 (vec![pixel_values("pixel_values")], vec![embeds("image_embeds")])
