@@ -77,13 +77,26 @@ impl Server {
         let pid = pid.trim().parse().expect("the keeper says the server's pid");
         let mut server = Server { keeper, pid, folder, http, grpc, metrics };
         let start = Instant::now();
-        while !server.client().is_live() {
+        while !server.has_loaded() {
             let ended = server.keeper.try_wait().unwrap();
             assert!(ended.is_none(), "the server ended: {ended:?}\n{}", server.log());
             assert!(start.elapsed() < START, "the server does not start:\n{}", server.log());
             std::thread::sleep(Duration::from_millis(50));
         }
         server
+    }
+
+    /// True once every model is ready, or has failed with a reason: the server
+    /// answers "live" while it still loads.
+    fn has_loaded(&self) -> bool {
+        let client = self.client();
+        let settled = |model: &serde_json::Value| match model["state"].as_str() {
+            Some("READY") => true,
+            Some("UNAVAILABLE") => model["reason"].as_str().is_some_and(|why| !why.is_empty()),
+            _ => false,
+        };
+        let index = || client.repository_index().ok()?.as_array().cloned();
+        client.is_ready() || index().is_some_and(|models| models.iter().all(settled))
     }
 
     /// A client over HTTP.
