@@ -104,6 +104,14 @@ mod tests {
     use super::*;
 
     #[test]
+    fn every_key_is_documented() {
+        let page = include_str!("../../../docs/backend.md");
+        for key in Parameters::KEYS {
+            assert!(page.contains(&format!("| `{key}` |")), "docs/backend.md lacks `{key}`");
+        }
+    }
+
+    #[test]
     fn every_key_is_settable_and_others_are_refused() {
         let mut parameters = Parameters::default();
         for key in Parameters::KEYS {
