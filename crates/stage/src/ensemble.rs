@@ -63,19 +63,23 @@ pub const ENSEMBLES: [Ensemble; 5] = [
                     ("mode", "mode"),
                     ("given_caption", "given_caption"),
                 ],
-                outputs: &[("caption", "caption")],
+                // Not the ensemble's own `caption`: Triton leaves out a step whose only output is
+                // one of the ensemble's that the client did not ask for, even when a later step
+                // needs it. The ranker hands the caption on.
+                outputs: &[("caption", "plain_caption")],
             },
             Step {
                 stage: StageKind::Ranker,
                 inputs: &[
                     ("image_embeds", "image_embeds"),
-                    ("caption", "caption"),
+                    ("caption", "plain_caption"),
                     ("mode", "mode"),
                     ("min_flavors", "min_flavors"),
                     ("max_flavors", "max_flavors"),
                 ],
                 outputs: &[
                     ("prompt", "prompt"),
+                    ("caption", "caption"),
                     ("similarity", "similarity"),
                     ("report", "report"),
                 ],

@@ -3,10 +3,11 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use imprompt_error::{Error, Result};
+use imprompt_error::{Cancellation, Error, Result};
 use imprompt_picture::{CropRule, Limits, Preprocessor, Scratch};
 use serde::{Deserialize, Serialize};
 
+use crate::deadline::Deadline;
 use crate::{
     Parameters, Request, Response, Signature, Stage, StageKind, StageModel, Tensor, files,
 };
@@ -25,6 +26,7 @@ pub struct PreprocessFile {
 
 struct Shared {
     limits: Limits,
+    deadline_ms: u64,
     /// (the output, how it is made).
     outputs: Vec<(&'static str, Preprocessor)>,
 }
@@ -68,7 +70,8 @@ impl PreprocessModel {
             side: parameters.max_image_side as usize,
             pixels: parameters.max_image_pixels as usize,
         };
-        Ok(PreprocessModel { shared: Arc::new(Shared { limits, outputs }), signature })
+        let shared = Shared { limits, deadline_ms: parameters.deadline_ms, outputs };
+        Ok(PreprocessModel { shared: Arc::new(shared), signature })
     }
 }
 
@@ -97,6 +100,7 @@ impl Preprocess {
     fn answer(&mut self, request: &Request<'_>) -> Result<Response> {
         let pictures = request.bytes("image")?;
         let shared = &*self.shared;
+        let deadline = Deadline::new(request.cancellation, shared.deadline_ms);
         let wanted: Vec<_> =
             shared.outputs.iter().filter(|(name, _)| request.wants(name)).collect();
         let mut values: Vec<Vec<f32>> = wanted
@@ -106,7 +110,7 @@ impl Preprocess {
             })
             .collect::<Result<_>>()?;
         for (item, picture) in pictures.iter().enumerate() {
-            request.cancellation.check()?;
+            deadline.check()?;
             // Its messages name the input themselves.
             let image = imprompt_picture::decode(picture, &shared.limits)?;
             for ((_, preprocessor), values) in wanted.iter().zip(&mut values) {

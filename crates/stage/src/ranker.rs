@@ -114,6 +114,7 @@ impl Ranker {
         let prompts = outcomes.into_iter().map(|outcome| outcome.prompt).collect();
         let mut response = vec![
             Tensor::texts("prompt", prompts),
+            Tensor::texts("caption", captions.into_iter().map(str::to_owned).collect()),
             Tensor::f32("similarity", vec![request.batch, 1], similarities),
             Tensor::texts("report", reports),
         ];

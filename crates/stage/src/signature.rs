@@ -161,7 +161,12 @@ impl StageKind {
                     optional("min_flavors", Int32),
                     optional("max_flavors", Int32),
                 ],
-                vec![text("prompt"), required("similarity", Fp32, vec![1]), text("report")],
+                vec![
+                    text("prompt"),
+                    text("caption"),
+                    required("similarity", Fp32, vec![1]),
+                    text("report"),
+                ],
             ),
             StageKind::Tagger => (
                 vec![
