@@ -142,20 +142,21 @@ def main():
     # Texts that are true of nothing, against the right name.
     f = models.image(pixels_of(models, [on_white(p.numpy()) for p in data.pix[index[::7]]]))
     noise = (f @ models.text(conditions.NOISE).T)
-    result["unrelated phrases"] = {"mean cosine": noise.mean().item(), "mean cosine of the right name": (f * models.names[data.concept[index[::7]]]).sum(1).mean().item(),
+    result["unrelated phrases"] = {"phrases": len(conditions.NOISE), "mean cosine": noise.mean().item(), "mean cosine of the right name": (f * models.names[data.concept[index[::7]]]).sum(1).mean().item(),
                                    "an unrelated phrase beats the right name": (noise.max(1).values > (f * models.names[data.concept[index[::7]]]).sum(1)).float().mean().item()}
 
-    # The demo picture.
-    path = f"{a.models}/croissant.png"
-    if os.path.exists(path):
-        im = Image.open(path).convert("RGB")
-        pixels = pixels_of(models, [im])
-        s = (models.image(pixels) @ models.names.T)[0]
-        top = s.topk(5)
-        chain = ["a croissant", "a croissant, food", "a croissant, food, bread", "a croissant, food, a blurry picture", "a croissant, sports"]
-        c = (models.image(pixels) @ models.text(chain).T)[0]
-        result["croissant.png"] = {"caption": models.captions(pixels)[0], "zero_shot": {captions[i]: round(v, 4) for v, i in zip(top.values.tolist(), top.indices.tolist())},
-                                   "cosines": dict(zip(chain, [round(v, 4) for v in c.tolist()]))}
+    # The demo pictures.
+    for name, terms in {"croissant": ["a croissant", "a croissant, food", "a croissant, food, bread", "a croissant, food, a blurry picture", "a croissant, sports"],
+                        "strawberry": ["a strawberry", "a strawberry, fruit", "a strawberry, fruit, berry", "a strawberry, fruit, a blurry picture", "a strawberry, sports"]}.items():
+        path = f"{a.models}/{name}.png"
+        if not os.path.exists(path):
+            continue
+        pixels = pixels_of(models, [Image.open(path).convert("RGB")])
+        f = models.image(pixels)
+        top = (f @ models.names.T)[0].topk(5)
+        c = (f @ models.text(terms).T)[0]
+        result[f"{name}.png"] = {"caption": models.captions(pixels)[0], "zero_shot": {captions[i]: v for v, i in zip(top.values.tolist(), top.indices.tolist())},
+                                 "cosines": dict(zip(terms, c.tolist()))}
     for w in ("clip", "blip2"):
         if os.path.exists(f"{a.cache}/{w}_training.json"):
             result[f"{w} training"] = json.load(open(f"{a.cache}/{w}_training.json"))
