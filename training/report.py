@@ -30,7 +30,8 @@ aug = r["training artists, unseen augmentation"]
 out.append(f"""
 Under unseen augmentation the background colour (of 12) is named right for {pc(aug['background_of_12'])}, the effect (of 8) for {pc(aug['effect_of_8'])}.
 "Never trained on" means the artist: the names were learnt from other artists' drawings. openmoji is share-alike; it is tested with
-and neither trained on nor shipped. Neither held-out set chose anything (weights, training time, augmentation).
+and neither trained on nor shipped. noto-v1 is the older, differently drawn generation of Noto, whose present one is a training set, so it
+is the easier of the two. Neither held-out set chose anything (weights, training time, augmentation).
 An unrelated phrase ("trending on pixiv", "an oil painting", ... the best of {r['unrelated phrases']['phrases']}) beats the right name on {pc(r['unrelated phrases']['an unrelated phrase beats the right name'])} of training pictures.
 
 Top-1 by training artist, clean: """ + ", ".join(f"{k} {pc(v)}" for k, v in r["by artist, clean top1"].items()) + ".")
@@ -44,6 +45,9 @@ for n in ("croissant.png", "strawberry.png"):
     if n in r:
         c = r[n]
         out.append(f"* `models/{n}`: caption \"{c['caption']}\"; zero-shot over all names: " + ", ".join(f"{k} {v:.3f}" for k, v in c["zero_shot"].items()) + ".")
+out.append("""
+Lengthening a caption with true phrases does not raise the similarity reliably yet (see the cosines in the JSON file); wrong ones
+mostly lower it. One-colour drawings, shown here in black, are the weak spot of the training artists.""")
 out.append("\n## Training\n")
 for w in ("clip", "blip2"):
     if f"{w} training" in r:
