@@ -9,6 +9,7 @@ mod batches;
 mod cancellation;
 mod configuration;
 mod ensembles;
+mod goldens;
 mod library;
 mod lifecycle;
 mod statistics;
