@@ -50,8 +50,14 @@ fn prompts_equal_clip_interrogators() {
         largest = largest.max(difference);
         *equal.entry(mode).or_default() += 1;
     }
-    println!("equal prompts: {equal:?}; {near} too near to tell; similarities within {largest:.1e}");
+    println!(
+        "equal prompts: {equal:?}; {near} too near to tell; similarities within {largest:.1e}"
+    );
     for mode in ["best", "fast", "classic", "negative"] {
-        assert!(equal[mode] >= 20, "{mode}: {} prompts compared, at least 20 are needed", equal[mode]);
+        assert!(
+            equal[mode] >= 20,
+            "{mode}: {} prompts compared, at least 20 are needed",
+            equal[mode]
+        );
     }
 }

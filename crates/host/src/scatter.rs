@@ -72,6 +72,7 @@ mod tests {
         vec![
             Tensor::f32("similarity", vec![2, 1], vec![0.5, 0.25]),
             Tensor::texts("prompt", vec!["a".into(), "b".into()]),
+            Tensor::texts("caption", vec!["c".into(), "d".into()]),
             Tensor::texts("report", vec!["{}".into(), "{}".into()]),
         ]
     }
@@ -84,7 +85,7 @@ mod tests {
             outputs.iter().map(|tensor| tensor.name.to_string()).collect()
         };
         assert_eq!(names(&request(Some(vec!["report", "prompt", "report"]))), ["report", "prompt"]);
-        assert_eq!(names(&request(None)), ["prompt", "similarity", "report"]);
+        assert_eq!(names(&request(None)), ["prompt", "caption", "similarity", "report"]);
         assert!(names(&request(Some(vec![]))).is_empty());
     }
 

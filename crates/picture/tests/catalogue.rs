@@ -15,7 +15,7 @@ fn refused(bytes: &[u8], what: &str) -> String {
     assert_eq!(error.kind(), Kind::InvalidInput, "{what}: {error}");
     let message = error.message().to_owned();
     assert!(
-        message.starts_with("image: ") && message.is_ascii() && message.len() < 200,
+        message.starts_with("input `image`: ") && message.is_ascii() && message.len() < 200,
         "{message}"
     );
     assert!(!message.to_lowercase().contains("memory") && !message.contains("OOM"), "{message}");
@@ -47,7 +47,7 @@ fn header(width: u32, height: u32) -> (&'static [u8; 4], Vec<u8>) {
 
 #[test]
 fn row_1_empty() {
-    assert_eq!(refused(b"", "no bytes"), "image: empty image");
+    assert_eq!(refused(b"", "no bytes"), "input `image`: empty image");
     refused(b" \r\n", "blank");
     refused(b"\0\0\0\0", "zeros");
 }
@@ -325,7 +325,7 @@ fn row_27_and_31_the_limit_counts_bytes_as_received() {
     let error = decode(text.as_bytes(), &limits).unwrap_err();
     assert_eq!(
         error.message(),
-        format!("image: {} bytes, {} are allowed", text.len(), bytes.len())
+        format!("input `image`: {} bytes, {} are allowed", text.len(), bytes.len())
     );
     let limits = Limits { encoded_bytes: bytes.len() - 1, ..Limits::default() };
     assert_eq!(decode(&bytes, &limits).unwrap_err().kind(), Kind::InvalidInput);

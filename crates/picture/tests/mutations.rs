@@ -19,7 +19,9 @@ fn check(bytes: &[u8]) -> Result<(), TestCaseError> {
         }
         Err(error) => {
             prop_assert_eq!(error.kind(), Kind::InvalidInput, "{}", error);
-            prop_assert!(error.message().starts_with("image: ") && error.message().is_ascii());
+            prop_assert!(
+                error.message().starts_with("input `image`: ") && error.message().is_ascii()
+            );
         }
     }
     Ok(())

@@ -108,7 +108,7 @@ impl Format {
 ///
 /// # Errors
 /// [`imprompt_error::Kind::InvalidInput`] for everything that is not a whole, allowed
-/// picture; [`imprompt_error::Kind::OutOfMemory`]. Messages start with `image: ` and
+/// picture; [`imprompt_error::Kind::OutOfMemory`]. Messages start with ``input `image`: `` and
 /// repeat at most the first 4 bytes, as hexadecimal digits.
 pub fn decode(bytes: &[u8], limits: &Limits) -> Result<RgbImage8> {
     if bytes.is_empty() {
@@ -137,7 +137,7 @@ fn decode_as(format: Format, bytes: &[u8], limits: &Limits) -> Result<RgbImage8>
 }
 
 fn invalid(what: impl std::fmt::Display) -> Error {
-    Error::invalid(format!("image: {what}"))
+    Error::invalid(format!("input `image`: {what}"))
 }
 
 /// The refusal of bytes that no decoder here takes.
