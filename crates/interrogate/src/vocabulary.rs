@@ -49,6 +49,21 @@ impl Table {
         }
     }
 
+    /// The table of that name.
+    pub fn by_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|table| table.name() == name)
+    }
+
+    /// The labels of the table whose file is `path`: the lines, of artists "by X" and
+    /// "inspired by X" for each line X.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn read(self, path: &Path) -> Result<Vec<String>> {
+        let lines = read_labels(path)?;
+        Ok(if self == Table::Artists { artist_labels(&lines) } else { lines })
+    }
+
     /// The labels of the table in a vocabulary's folder; `None` when its file does not exist.
     ///
     /// # Errors
@@ -57,8 +72,7 @@ impl Table {
         if self == Table::Trendings {
             return Ok(Some(trending_labels()));
         }
-        match read_labels(&directory.join(format!("{}.txt", self.name()))) {
-            Ok(names) if self == Table::Artists => Ok(Some(artist_labels(&names))),
+        match self.read(&directory.join(format!("{}.txt", self.name()))) {
             Ok(labels) => Ok(Some(labels)),
             Err(error) if error.kind() == Kind::NotFound => Ok(None),
             Err(error) => Err(error),

@@ -46,7 +46,7 @@ impl RankerModel {
         signature.set_dims("image_embeds", &[dimension as i64]);
         let mut vocabulary = Vocabulary::new(dimension);
         for (name, table) in tables::open(folder, &file.tables, dimension)? {
-            if let Some(kind) = Table::ALL.into_iter().find(|kind| kind.name() == name) {
+            if let Some(kind) = Table::by_name(&name) {
                 vocabulary.insert(kind, table)?;
             }
         }

@@ -4,8 +4,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use imprompt_error::Result;
-use imprompt_interrogate::LabelTable;
-use imprompt_interrogate::labels::{artist_labels, read_labels, trending_labels};
+use imprompt_interrogate::labels::{read_labels, trending_labels};
+use imprompt_interrogate::{LabelTable, Table};
 use serde::{Deserialize, Serialize};
 
 use crate::files;
@@ -30,8 +30,10 @@ pub struct TableFile {
 /// When the file cannot be read.
 pub fn labels(name: &str, path: Option<&Path>) -> Result<Vec<String>> {
     let Some(path) = path else { return Ok(trending_labels()) };
-    let labels = read_labels(path)?;
-    Ok(if name == "artists" { artist_labels(&labels) } else { labels })
+    match Table::by_name(name) {
+        Some(table) => table.read(path),
+        None => read_labels(path),
+    }
 }
 
 /// Opens `tables` in `folder`; their rows are mapped, not read.
