@@ -39,10 +39,10 @@ class Data:
         self.pix, self.concept, self.set, self.mono, self.colour = t("pix"), t("concept"), t("set"), t("mono"), t("colour")
         self.artist = torch.where(self.set < len(art.ARTISTS), self.set, -1)
         self.style = torch.tensor([STYLES.index(s.style) for s in art.TRAIN])[self.set]
-        # Sampling: the variants of one set share a weight, extras weigh less than artists.
+        # Sampling: the variants of one set share a weight, one-colour artists are harder and weigh more, extras less.
         key = self.concept * 1000 + self.set
         _, inv, n = key.unique(return_inverse=True, return_counts=True)
-        w = torch.where(self.artist >= 0, 1.0, 0.15) / n[inv].float() ** 0.8
+        w = torch.where(self.artist < 0, 0.12, torch.where(self.mono, 1.6, 1.0)) / n[inv].float() ** 0.8
         per = torch.zeros(len(names)).index_add_(0, self.concept, w)
         self.weight = w / per[self.concept] ** 0.6
 
