@@ -7,7 +7,7 @@
 //! * [`config`]: `config.json`, with every key accounted for.
 //! * [`clip`]: the two towers of CLIP.
 //! * [`captioner`]: caption models of every family: [`blip`], [`blip2`] and
-//!   [`git`], made of [`bert`], [`qformer`] and [`opt`]; what their decoders have
+//!   [`git`], made of [`bert`], [`qformer`], [`opt`] and [`t5`]; what their decoders have
 //!   in common is in `decoder`.
 #![forbid(unsafe_code)]
 
@@ -24,6 +24,7 @@ pub mod git;
 pub mod opt;
 mod proto;
 pub mod qformer;
+pub mod t5;
 pub mod weights;
 
 pub use captioner::{
