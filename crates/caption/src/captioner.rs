@@ -8,7 +8,8 @@ use imprompt_graph::CaptionFacts;
 use imprompt_graph::captioner::{DECODER_GRAPH, QFORMER_GRAPH, VISION_GRAPH};
 
 use crate::decoder::{Decoder, DecoderModel, Prompt, cache_spec};
-use crate::scheduler::{Event, Limits, Scheduler, Stop};
+use crate::generation::GenerationOptions;
+use crate::scheduler::{Event, Limits, Scheduler, Sequence, Stop};
 
 /// One picture and what shall be said about it.
 #[derive(Clone, Copy)]
@@ -18,8 +19,8 @@ pub struct CaptionRequest<'a> {
     /// The token ids that the caption continues, special tokens included, as
     /// the model's tokenizer makes them. `None`: the beginning of a text.
     pub prompt_ids: Option<&'a [u32]>,
-    /// Most tokens the caption may have.
-    pub max_new_tokens: usize,
+    /// How its tokens are chosen, and how many there may be.
+    pub options: GenerationOptions,
     /// Asked between steps.
     pub cancel: &'a dyn Cancellation,
 }
@@ -131,11 +132,24 @@ impl Captioner {
     /// Of a member: `InvalidInput` when its pixels, its prompt or its length do
     /// not fit the model; what its `cancel` says; what the engine reports.
     pub fn caption(&mut self, batch: &[CaptionRequest<'_>]) -> Vec<Result<Generated>> {
+        self.caption_streaming(batch, &mut |_, _| ())
+    }
+
+    /// [`Self::caption`], and `said` is told of every token as soon as it is certain: the
+    /// member and the id. With beams that is at the end.
+    ///
+    /// # Errors
+    /// Of a member: as [`Self::caption`].
+    pub fn caption_streaming(
+        &mut self,
+        batch: &[CaptionRequest<'_>],
+        said: &mut dyn FnMut(usize, u32),
+    ) -> Vec<Result<Generated>> {
         let mut outcomes: Vec<Option<Result<Generated>>> =
             batch.iter().map(|request| self.refusal(request).err().map(Err)).collect();
         let members: Vec<usize> =
             (0..batch.len()).filter(|member| outcomes[*member].is_none()).collect();
-        if let Err(error) = self.generate(batch, &members, &mut outcomes) {
+        if let Err(error) = self.generate(batch, &members, said, &mut outcomes) {
             for member in members {
                 outcomes[member].get_or_insert_with(|| Err(error.clone()));
             }
@@ -186,6 +200,7 @@ impl Captioner {
         &mut self,
         batch: &[CaptionRequest<'_>],
         members: &[usize],
+        said: &mut dyn FnMut(usize, u32),
         outcomes: &mut [Option<Result<Generated>>],
     ) -> Result<()> {
         let mut scheduler = Scheduler::new(self.limits.clone());
@@ -195,7 +210,7 @@ impl Captioner {
             // The queries come when it is known which pictures are worth encoding.
             let prompt = Prompt { queries: &[], ids };
             let positions = prompt.positions(&self.facts);
-            match self.limits.fit(positions, batch[member].max_new_tokens) {
+            match self.limits.fit(positions, &batch[member].options) {
                 Ok(()) => accepted.push((member, prompt, positions)),
                 Err(error) => outcomes[member] = Some(Err(error)),
             }
@@ -217,8 +232,15 @@ impl Captioner {
         let width = self.facts.query_tokens * self.facts.embedding_width;
         let queries = encoded.as_slice::<f32>()?.chunks_exact(width);
         for ((member, prompt, positions), queries) in accepted.into_iter().zip(queries) {
-            let prompt = Prompt { queries, ..prompt };
-            scheduler.submit(member, prompt, positions, batch[member].max_new_tokens)?;
+            let sequence = Sequence {
+                prompt: Prompt { queries, ..prompt },
+                length: positions,
+                // The reference calls the language model with embeddings: it knows of no
+                // id but the start token, which it puts in front itself.
+                context: vec![self.facts.bos_token_id],
+                options: batch[member].options,
+            };
+            scheduler.submit(member, sequence)?;
         }
         let decoder = Decoder::new(
             self.decoder.as_mut(),
@@ -231,7 +253,10 @@ impl Captioner {
         while !scheduler.is_idle() {
             for event in scheduler.tick(&mut model, &mut |member| batch[member].cancel.check()) {
                 match event {
-                    Event::Token(member, id) => ids[member].push(id),
+                    Event::Token(member, id) => {
+                        said(member, id);
+                        ids[member].push(id);
+                    }
                     Event::Finished(member, outcome) => {
                         let ids = std::mem::take(&mut ids[member]);
                         outcomes[member] = Some(outcome.map(|stop| Generated { ids, stop }));

@@ -120,12 +120,17 @@ impl<'c, 'p> Model for DecoderModel<'c, 'p> {
         self.decoder.run(0..tokens.len(), &batch)
     }
 
-    fn move_slot(&mut self, from: usize, to: usize) -> Result<()> {
-        if let Some(histories) = &mut self.histories {
-            histories.swap(from, to);
-            return Ok(());
+    fn copy_slot(&mut self, from: usize, to: usize, length: usize) -> Result<()> {
+        let Some(histories) = &mut self.histories else {
+            return self.decoder.cache.copy_slot(from, to, length);
+        };
+        let history = histories[from].clone();
+        match histories.get_mut(to) {
+            Some(place) => *place = history,
+            // Slots are taken in their order.
+            None => histories.push(history),
         }
-        self.decoder.cache.copy_slot(from, to)
+        Ok(())
     }
 }
 

@@ -98,12 +98,13 @@ pub trait Cache: Send + fmt::Debug {
     /// What it was made from.
     fn spec(&self) -> &CacheSpec;
 
-    /// Copies every entry's slot `from` over slot `to`, so that the slots in
-    /// use stay the first ones when a sequence leaves.
+    /// Copies the first `length` positions of every entry's slot `from` to slot
+    /// `to`, so that the slots in use stay the first ones when a sequence leaves
+    /// and a beam can be followed twice. What `to` has behind them stays as it is.
     ///
     /// # Errors
-    /// `Internal` when a slot is out of range.
-    fn copy_slot(&mut self, from: usize, to: usize) -> Result<()>;
+    /// `Internal` when a slot or the length is out of range.
+    fn copy_slot(&mut self, from: usize, to: usize, length: usize) -> Result<()>;
 
     /// For the engine's own use.
     fn as_any(&self) -> &dyn Any;

@@ -264,10 +264,11 @@ fn the_cache_is_written_in_place() {
     let all = step(cache.as_mut(), 0..3, 2, 4.0);
     assert_eq!(all, [[7.0; 12].as_slice(), &[14.0; 6]].concat());
     // The first leaves; the last takes its slot.
-    cache.copy_slot(2, 0).unwrap();
+    cache.copy_slot(2, 0, 3).unwrap();
     let rest = step(cache.as_mut(), 0..2, 3, 0.0);
     assert_eq!(rest, [[14.0; 6], [7.0; 6]].concat());
-    assert!(cache.copy_slot(0, 4).is_err());
+    assert!(cache.copy_slot(0, 4, 1).is_err());
+    assert!(cache.copy_slot(0, 1, usize::MAX).is_err());
 }
 
 #[test]

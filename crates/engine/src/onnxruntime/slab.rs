@@ -116,19 +116,27 @@ impl Cache for OnnxCache {
         &self.spec
     }
 
-    fn copy_slot(&mut self, from: usize, to: usize) -> Result<()> {
-        if from.max(to) >= self.spec.slots {
+    fn copy_slot(&mut self, from: usize, to: usize, length: usize) -> Result<()> {
+        if from.max(to) >= self.spec.slots || length > self.spec.max_length {
             return Err(Error::internal(format!(
-                "slots {from} and {to} of a cache of {}",
-                self.spec.slots
+                "{length} positions of slots {from} and {to} of a cache of {} with {}",
+                self.spec.slots, self.spec.max_length
             )));
         }
         for (slab, entry) in self.slabs.iter().zip(&self.spec.entries) {
-            let bytes = slot_bytes(&self.spec, entry)?;
+            let slot = slot_bytes(&self.spec, entry)?;
+            let position = entry.head_dim * self.spec.element_type.size();
+            let head = position * self.spec.max_length;
             let memory = slab.memory.as_ptr();
-            // SAFETY: both slots lie inside the slab; `copy` allows them to be
-            // the same.
-            unsafe { std::ptr::copy(memory.add(from * bytes), memory.add(to * bytes), bytes) }
+            for start in (0..entry.heads).map(|index| index * head) {
+                // SAFETY: both slots lie inside the slab, a slot is its heads one after the
+                // other, and `length` positions lie inside a head; `copy` allows the slots to
+                // be the same.
+                unsafe {
+                    let (from, to) = (from * slot + start, to * slot + start);
+                    std::ptr::copy(memory.add(from), memory.add(to), length * position);
+                }
+            }
         }
         Ok(())
     }
