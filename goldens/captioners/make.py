@@ -92,19 +92,23 @@ def end_with(model, family, token):
         model.config.text_config.sep_token_id = token
 
 
-@torch.no_grad()
-def say(model, family, pixel_values, prompt, limit):
-    """The new tokens of one greedy caption, and for each how near the second best token came."""
-    kwargs = dict(max_new_tokens=limit, output_scores=True, return_dict_in_generate=True)
+def arguments(family, prompt):
+    """What `generate` is given as input_ids, and how many of the ids it gives back are not new."""
     ids = None if prompt is None else torch.tensor([prompt])
     if family == "git":
         # The end token behind a prompt would be the end; without text the class token is the beginning.
         ids = torch.tensor([[CLS]]) if prompt is None else ids[:, :-1]
-        skip = ids.shape[1]
-    elif family in ("vqa", "t5"):
-        skip = 1
-    else:
-        skip = 1 if prompt is None else len(prompt) - 1
+        return ids, ids.shape[1]
+    if family in ("vqa", "t5") or prompt is None:
+        return ids, 1
+    return ids, len(prompt) - 1
+
+
+@torch.no_grad()
+def say(model, family, pixel_values, prompt, limit):
+    """The new tokens of one greedy caption, and for each how near the second best token came."""
+    kwargs = dict(max_new_tokens=limit, output_scores=True, return_dict_in_generate=True)
+    ids, skip = arguments(family, prompt)
     out = model.generate(pixel_values=pixel_values, input_ids=ids, **kwargs)
     new = out.sequences[0].tolist()[skip:]
     return new, [(scores[0].topk(2).values.diff().abs()).item() for scores in out.scores], out.scores[0]

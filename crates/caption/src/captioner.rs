@@ -8,7 +8,8 @@ use imprompt_graph::CaptionFacts;
 use imprompt_graph::captioner::{DECODER_GRAPH, MEMORY_GRAPH, QFORMER_GRAPH, VISION_GRAPH};
 
 use crate::decoder::{Decoder, DecoderModel, Prompt, cache_spec, memory_length};
-use crate::scheduler::{Event, Limits, Scheduler, Stop};
+use crate::generation::GenerationOptions;
+use crate::scheduler::{Event, Limits, Scheduler, Sequence, Stop};
 
 /// One picture and what shall be said about it.
 #[derive(Clone, Copy)]
@@ -18,8 +19,8 @@ pub struct CaptionRequest<'a> {
     /// The token ids that the caption continues or answers, special tokens
     /// included, as the model's tokenizer makes them. `None`: no text.
     pub prompt_ids: Option<&'a [u32]>,
-    /// Most tokens the caption may have.
-    pub max_new_tokens: usize,
+    /// How its tokens are chosen, and how many there may be.
+    pub options: GenerationOptions,
     /// Asked between steps.
     pub cancel: &'a dyn Cancellation,
 }
@@ -142,11 +143,24 @@ impl Captioner {
     /// Of a member: `InvalidInput` when its pixels, its prompt or its length do
     /// not fit the model; what its `cancel` says; what the engine reports.
     pub fn caption(&mut self, batch: &[CaptionRequest<'_>]) -> Vec<Result<Generated>> {
+        self.caption_streaming(batch, &mut |_, _| ())
+    }
+
+    /// [`Self::caption`], and `said` is told of every token as soon as it is certain: the
+    /// member and the id. With beams that is at the end.
+    ///
+    /// # Errors
+    /// Of a member: as [`Self::caption`].
+    pub fn caption_streaming(
+        &mut self,
+        batch: &[CaptionRequest<'_>],
+        said: &mut dyn FnMut(usize, u32),
+    ) -> Vec<Result<Generated>> {
         let mut outcomes: Vec<Option<Result<Generated>>> =
             batch.iter().map(|request| self.refusal(request).err().map(Err)).collect();
         let members: Vec<usize> =
             (0..batch.len()).filter(|member| outcomes[*member].is_none()).collect();
-        if let Err(error) = self.generate(batch, &members, &mut outcomes) {
+        if let Err(error) = self.generate(batch, &members, said, &mut outcomes) {
             for member in members {
                 outcomes[member].get_or_insert_with(|| Err(error.clone()));
             }
@@ -212,6 +226,7 @@ impl Captioner {
         &mut self,
         batch: &[CaptionRequest<'_>],
         members: &[usize],
+        said: &mut dyn FnMut(usize, u32),
         outcomes: &mut [Option<Result<Generated>>],
     ) -> Result<()> {
         let mut scheduler = Scheduler::new(self.limits.clone());
@@ -220,7 +235,7 @@ impl Captioner {
             // The picture comes when it is known which ones are worth encoding.
             let prompt = Prompt::new(&self.facts, batch[member].prompt_ids);
             let positions = prompt.positions(&self.facts);
-            match self.limits.fit(positions, batch[member].max_new_tokens) {
+            match self.limits.fit(positions, &batch[member].options) {
                 Ok(()) => accepted.push((member, prompt, positions)),
                 Err(error) => outcomes[member] = Some(Err(error)),
             }
@@ -242,8 +257,13 @@ impl Captioner {
         let size = self.facts.picture_positions * self.facts.picture_width;
         let pictures = encoded.as_slice::<f32>()?.chunks_exact(size);
         for ((member, prompt, positions), picture) in accepted.into_iter().zip(pictures) {
-            let prompt = Prompt { picture, ..prompt };
-            scheduler.submit(member, prompt, positions, batch[member].max_new_tokens)?;
+            let sequence = Sequence {
+                context: prompt.context(&self.facts),
+                prompt: Prompt { picture, ..prompt },
+                length: positions,
+                options: batch[member].options,
+            };
+            scheduler.submit(member, sequence)?;
         }
         let decoder = Decoder {
             memory: self.memory.as_mut(),
@@ -257,7 +277,10 @@ impl Captioner {
         while !scheduler.is_idle() {
             for event in scheduler.tick(&mut model, &mut |member| batch[member].cancel.check()) {
                 match event {
-                    Event::Token(member, id) => ids[member].push(id),
+                    Event::Token(member, id) => {
+                        said(member, id);
+                        ids[member].push(id);
+                    }
                     Event::Finished(member, outcome) => {
                         let ids = std::mem::take(&mut ids[member]);
                         outcomes[member] = Some(outcome.map(|stop| Generated { ids, stop }));

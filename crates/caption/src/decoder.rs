@@ -2,9 +2,9 @@
 
 use std::ops::Range;
 
-use imprompt_engine::{Cache, CacheSpec, Engine, Held, Input, TensorView};
+use imprompt_engine::{Cache, CacheSpec, Engine, Held, Input, SlotLength, TensorView};
 use imprompt_error::{Error, Result};
-use imprompt_graph::{CaptionFacts, MemoryFacts};
+use imprompt_graph::{CaptionFacts, CaptionFamily};
 
 use crate::scheduler::{Logits, Model};
 
@@ -41,8 +41,19 @@ impl<'a> Prompt<'a> {
     }
 
     /// Positions it takes in the memory.
-    fn memory_positions(&self, memory: &MemoryFacts) -> usize {
-        memory.picture_positions + self.memory_ids.len()
+    fn memory_positions(&self, facts: &CaptionFacts) -> usize {
+        let picture = facts.memory.as_ref().map_or(0, |memory| memory.picture_positions);
+        picture + self.memory_ids.len()
+    }
+
+    /// The ids that the reference knows to stand before what is generated, which
+    /// its penalties and lengths count. BLIP-2 calls OPT with embeddings: there
+    /// it is the start token alone, which `generate` puts in front itself.
+    pub(crate) fn context(&self, facts: &CaptionFacts) -> Vec<u32> {
+        match facts.family {
+            CaptionFamily::Blip2Opt => vec![facts.bos_token_id],
+            _ => self.ids.clone(),
+        }
     }
 }
 
@@ -155,7 +166,10 @@ impl Decoder<'_> {
         };
         self.write_memory(slots.clone(), pictures, prompts)?;
         let (input_ids, _) = padded(prompts.iter().map(|prompt| prompt.ids.as_slice()));
-        let memory_lengths = self.memory_lengths(prompts);
+        let memory_lengths: Vec<i64> = match self.facts.memory_holds_text() {
+            true => prompts.iter().map(|p| p.memory_positions(self.facts) as i64).collect(),
+            false => Vec::new(),
+        };
         let batch = Appended {
             picture_embeds: if self.facts.memory.is_none() { pictures } else { &[] },
             input_ids,
@@ -164,16 +178,6 @@ impl Decoder<'_> {
             memory_lengths: &memory_lengths,
         };
         self.run(slots, &batch)
-    }
-
-    /// Positions that each sequence takes in a memory that holds its text.
-    fn memory_lengths(&self, prompts: &[Prompt<'_>]) -> Vec<i64> {
-        match &self.facts.memory {
-            Some(memory) if memory.holds_text => {
-                prompts.iter().map(|prompt| prompt.memory_positions(memory) as i64).collect()
-            }
-            _ => Vec::new(),
-        }
     }
 }
 
@@ -200,8 +204,12 @@ impl<'c, 'p> Model for DecoderModel<'c, 'p> {
     type Logits = HeldLogits;
 
     fn prefill(&mut self, slots: Range<usize>, prompts: &[Prompt<'p>]) -> Result<HeldLogits> {
-        self.memory_lengths.truncate(slots.start);
-        self.memory_lengths.extend(self.decoder.memory_lengths(prompts));
+        self.memories.truncate(slots.start);
+        for prompt in prompts {
+            self.started += 1;
+            let length = prompt.memory_positions(self.decoder.facts);
+            self.memories.push(SlotMemory { sequence: self.started, length });
+        }
         if let Some(histories) = &mut self.histories {
             histories.truncate(slots.start);
             histories.extend_from_slice(prompts);
@@ -217,36 +225,64 @@ impl<'c, 'p> Model for DecoderModel<'c, 'p> {
             }
             return self.decoder.prefill(0..tokens.len(), histories);
         }
-        self.memory_lengths.truncate(tokens.len());
+        self.memories.truncate(tokens.len());
+        let memory_lengths: Vec<i64> = match self.decoder.facts.memory_holds_text() {
+            true => self.memories.iter().map(|memory| memory.length as i64).collect(),
+            false => Vec::new(),
+        };
         let batch = Appended {
             picture_embeds: &[],
             input_ids: tokens.iter().map(|id| i64::from(*id)).collect(),
             write_index: lengths.iter().map(|length| *length as i64).collect(),
             lengths: vec![1; tokens.len()],
-            memory_lengths: &self.memory_lengths,
+            memory_lengths: &memory_lengths,
         };
         self.decoder.run(0..tokens.len(), &batch)
     }
 
-    fn move_slot(&mut self, from: usize, to: usize) -> Result<()> {
+    fn copy_slot(&mut self, from: usize, to: usize, length: usize) -> Result<()> {
         if let Some(histories) = &mut self.histories {
-            histories.swap(from, to);
+            let history = histories[from].clone();
+            place(histories, to, history);
             return Ok(());
         }
-        if let Some(&length) = self.memory_lengths.get(from) {
-            self.memory_lengths[to] = length;
-        }
-        self.decoder.cache.copy_slot(from, to)
+        let memory = self.memories[from].clone();
+        let same = self.memories.get(to).is_some_and(|there| there.sequence == memory.sequence);
+        let length = SlotLength {
+            positions: length,
+            // The beams of a sequence have the same.
+            memory: if same { 0 } else { memory.length },
+        };
+        place(&mut self.memories, to, memory);
+        self.decoder.cache.copy_slot(from, to, length)
     }
+}
+
+/// Puts `value` at `slot`, the next one at most: slots are taken in their order.
+fn place<T>(slots: &mut Vec<T>, slot: usize, value: T) {
+    match slots.get_mut(slot) {
+        Some(place) => *place = value,
+        None => slots.push(value),
+    }
+}
+
+/// What is in a slot's memory.
+#[derive(Clone, Debug)]
+struct SlotMemory {
+    /// Tells sequences apart.
+    sequence: u64,
+    /// Its positions.
+    length: usize,
 }
 
 /// A [`Decoder`] as the scheduler sees it.
 #[derive(Debug)]
 pub(crate) struct DecoderModel<'c, 'p> {
     decoder: Decoder<'c>,
-    /// Of the sequence in each slot, where the memory holds its text: how long
-    /// its memory is.
-    memory_lengths: Vec<i64>,
+    /// The memory of each slot in use.
+    memories: Vec<SlotMemory>,
+    /// Sequences started so far.
+    started: u64,
     /// Where every step computes the whole sequence anew: the sequences.
     histories: Option<Vec<Prompt<'p>>>,
 }
@@ -254,7 +290,12 @@ pub(crate) struct DecoderModel<'c, 'p> {
 impl<'c, 'p> DecoderModel<'c, 'p> {
     /// With `recompute`, what is in the cache before a step is not read.
     pub(crate) fn new(decoder: Decoder<'c>, recompute: bool) -> Self {
-        DecoderModel { decoder, memory_lengths: Vec::new(), histories: recompute.then(Vec::new) }
+        DecoderModel {
+            decoder,
+            memories: Vec::new(),
+            started: 0,
+            histories: recompute.then(Vec::new),
+        }
     }
 }
 

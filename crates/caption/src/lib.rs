@@ -2,13 +2,16 @@
 //! it sees, token by token.
 //!
 //! * [`Captioner`]: the graphs of a model folder, run on batches of pictures.
+//! * [`generation`]: how the next token is chosen.
 //! * [`scheduler`]: slots, steps, early stops and cancellation, whatever the
 //!   model and the engine.
 #![forbid(unsafe_code)]
 
 mod captioner;
 mod decoder;
+pub mod generation;
 pub mod scheduler;
 
 pub use captioner::{CaptionRequest, Captioner, CaptionerOptions, Generated};
+pub use generation::{EarlyStopping, GenerationOptions, Sampling};
 pub use scheduler::Stop;

@@ -1,16 +1,24 @@
-//! Which sequence has which slot, and what happens between two steps.
+//! Which sequence has which slots, and what happens between two steps.
 //!
 //! The scheduler knows nothing of pictures or engines: a [`Model`] appends to
-//! slots, the scheduler decides to which. Sequences join when a slot is free and
-//! leave when they are finished or given up, both at step boundaries, whatever
-//! their neighbours do; so one caption and continuous batching are the same
-//! code. The slots in use are always the first ones: when a sequence leaves,
-//! the last one takes its slot.
+//! slots, the scheduler decides to which, and [`crate::generation`] with what. Sequences
+//! join when there are slots for them and leave when they are finished or given up,
+//! both at step boundaries, whatever their neighbours do; so one caption and
+//! continuous batching are the same code. The slots in use are always the first ones:
+//! what a sequence leaves behind is filled from the end.
+//!
+//! A sequence with beams has a slot for each, wherever they are. The prompt is read once
+//! and its slot copied. When a beam is dropped for a second child of another, the
+//! child's slot is that of the dropped one: the first child of a beam stays where its parent was.
+//! So every copy is from a slot that is kept to one that is not, in any order, and
+//! what survives by itself is not moved.
 
 use std::collections::VecDeque;
 use std::ops::Range;
 
 use imprompt_error::{Error, Result};
+
+use crate::generation::{Advance, Branch, Decoding, GenerationOptions};
 
 /// What a language model must do for the scheduler. Slots are places of its
 /// cache.
@@ -34,11 +42,11 @@ pub trait Model {
     /// What the engine reports.
     fn step(&mut self, lengths: &[usize], tokens: &[u32]) -> Result<Self::Logits>;
 
-    /// The sequence in slot `from` goes on in slot `to`.
+    /// What is in slot `from`, `length` positions, is in slot `to` as well from now on.
     ///
     /// # Errors
     /// What the engine reports.
-    fn move_slot(&mut self, from: usize, to: usize) -> Result<()>;
+    fn copy_slot(&mut self, from: usize, to: usize, length: usize) -> Result<()>;
 }
 
 /// Scores of the next token, a row for each sequence.
@@ -85,14 +93,20 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// Whether a prompt of `length` positions may grow by `max_new_tokens`.
+    /// Whether a prompt of `length` positions may grow as `options` say.
     ///
     /// # Errors
-    /// `InvalidInput` when it could outgrow a slot, or may not grow at all.
-    pub fn fit(&self, length: usize, max_new_tokens: usize) -> Result<()> {
-        if max_new_tokens == 0 {
-            return Err(Error::invalid("max_new_tokens is 0, at least 1 is needed"));
+    /// `InvalidInput` when it could outgrow a slot, when it needs more slots than there
+    /// are, and those of [`GenerationOptions::check`].
+    pub fn fit(&self, length: usize, options: &GenerationOptions) -> Result<()> {
+        options.check()?;
+        if options.num_beams > self.slots {
+            return Err(Error::invalid(format!(
+                "num_beams is {}: each takes a slot of the cache, which has {}",
+                options.num_beams, self.slots
+            )));
         }
+        let max_new_tokens = options.max_new_tokens;
         // The last token is said but never read.
         let positions = length.saturating_add(max_new_tokens - 1);
         if length == 0 || positions > self.max_length {
@@ -106,55 +120,67 @@ impl Limits {
     }
 }
 
+/// What is to be generated.
+#[derive(Clone, Debug)]
+pub struct Sequence<P> {
+    /// What it starts from.
+    pub prompt: P,
+    /// Positions that the prompt takes.
+    pub length: usize,
+    /// The ids that processors see in front of the new ones: see [`crate::generation`].
+    pub context: Vec<u32>,
+    /// How tokens are chosen.
+    pub options: GenerationOptions,
+}
+
 #[derive(Debug)]
 struct Waiting<P> {
     ticket: Ticket,
     prompt: P,
     length: usize,
-    remaining: usize,
+    slots: usize,
+    decoding: Decoding,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 struct Active {
     ticket: Ticket,
-    /// Positions in the cache.
+    /// The slot of each beam.
+    slots: Vec<usize>,
+    /// The token that the next step appends to each beam.
+    next: Vec<u32>,
+    /// Positions in each of its slots.
     length: usize,
-    /// Tokens it may still grow by.
-    remaining: usize,
-    /// The token that the next step appends.
-    next: u32,
+    decoding: Decoding,
 }
 
-/// The sequences under way and those that wait for a slot.
+/// The sequences under way and those that wait for slots.
 #[derive(Debug)]
 pub struct Scheduler<P> {
     limits: Limits,
     waiting: VecDeque<Waiting<P>>,
-    /// The sequence of each slot in use: slots `0..active.len()`.
     active: Vec<Active>,
+    /// Whose each slot is, up to the last one in use; none only within a tick.
+    owners: Vec<Option<Ticket>>,
 }
 
 impl<P> Scheduler<P> {
     /// A scheduler without sequences.
     #[must_use]
     pub fn new(limits: Limits) -> Self {
-        Scheduler { limits, waiting: VecDeque::new(), active: Vec::new() }
+        Scheduler { limits, waiting: VecDeque::new(), active: Vec::new(), owners: Vec::new() }
     }
 
-    /// Queues a sequence whose prompt takes `length` positions, to grow by up to
-    /// `max_new_tokens`.
+    /// Queues a sequence. `ticket` is not in use.
     ///
     /// # Errors
     /// As [`Limits::fit`].
-    pub fn submit(
-        &mut self,
-        ticket: Ticket,
-        prompt: P,
-        length: usize,
-        max_new_tokens: usize,
-    ) -> Result<()> {
-        self.limits.fit(length, max_new_tokens)?;
-        self.waiting.push_back(Waiting { ticket, prompt, length, remaining: max_new_tokens });
+    pub fn submit(&mut self, ticket: Ticket, sequence: Sequence<P>) -> Result<()> {
+        let Sequence { prompt, length, context, options } = sequence;
+        self.limits.fit(length, &options)?;
+        let decoding = Decoding::new(&options, context, &self.limits.eos_token_ids);
+        let slots = options.num_beams;
+        self.waiting.push_back(Waiting { ticket, prompt, length, slots, decoding });
         Ok(())
     }
 
@@ -167,13 +193,13 @@ impl<P> Scheduler<P> {
     /// Slots in use.
     #[must_use]
     pub fn slots_in_use(&self) -> usize {
-        self.active.len()
+        self.owners.len()
     }
 
     /// One step boundary and one run of the model: sequences for which `check`
-    /// fails end with its error; if a slot is free and a sequence waits, the
-    /// waiting start; else every sequence grows by a token. An error of the
-    /// model ends the sequences that took part in the run.
+    /// fails end with its error; if there are slots for the first that waits, those
+    /// start that there are slots for; else every sequence grows by a token. An error of
+    /// the model ends the sequences that took part in the run.
     pub fn tick<M: Model<Prompt = P>>(
         &mut self,
         model: &mut M,
@@ -181,16 +207,11 @@ impl<P> Scheduler<P> {
     ) -> Vec<Event> {
         let mut events = Vec::new();
         self.drop_cancelled(model, check, &mut events);
-        let free = self.limits.slots.saturating_sub(self.active.len()).min(self.waiting.len());
-        let first = if free > 0 {
-            self.start(model, free, &mut events)
-        } else if self.active.is_empty() {
-            return events;
-        } else {
-            self.step(model, &mut events)
-        };
-        if let Some(first) = first {
-            self.retire(model, first, &mut events);
+        let count = self.startable();
+        if count > 0 {
+            self.start(model, count, &mut events);
+        } else if !self.active.is_empty() {
+            self.step(model, &mut events);
         }
         events
     }
@@ -208,134 +229,179 @@ impl<P> Scheduler<P> {
                 false
             }
         });
-        for slot in (0..self.active.len()).rev() {
-            if let Err(error) = check(self.active[slot].ticket) {
-                self.leave(model, slot, Err(error), events);
+        for index in (0..self.active.len()).rev() {
+            if let Err(error) = check(self.active[index].ticket) {
+                self.end(index, Err(error), events);
             }
         }
+        self.close_up(model, events);
     }
 
-    /// Prefills `count` waiting sequences into the slots behind those in use.
-    /// Gives the first of those slots, `None` when the run failed.
+    /// How many of those that wait, in their order, there are slots for. None overtakes
+    /// another: one that needs many slots would wait for ever.
+    fn startable(&self) -> usize {
+        let mut free = self.limits.slots.saturating_sub(self.owners.len());
+        let fits = |waiting: &&Waiting<P>| {
+            let rest = free.checked_sub(waiting.slots);
+            free = rest.unwrap_or(free);
+            rest.is_some()
+        };
+        self.waiting.iter().take_while(fits).count()
+    }
+
+    /// Prefills `count` waiting sequences into the slots behind those in use, one each.
     fn start<M: Model<Prompt = P>>(
         &mut self,
         model: &mut M,
         count: usize,
         events: &mut Vec<Event>,
-    ) -> Option<usize> {
-        let first = self.active.len();
+    ) {
+        let first = self.owners.len();
         let mut prompts = Vec::with_capacity(count);
-        for Waiting { ticket, prompt, length, remaining } in self.waiting.drain(..count) {
+        for Waiting { ticket, prompt, length, decoding, .. } in self.waiting.drain(..count) {
             prompts.push(prompt);
-            self.active.push(Active { ticket, length, remaining, next: 0 });
+            let slots = vec![self.owners.len()];
+            self.active.push(Active { ticket, slots, next: Vec::new(), length, decoding });
+            self.owners.push(Some(ticket));
         }
         let logits = model.prefill(first..first + count, &prompts);
-        self.accept(first, logits, events)
+        self.accept(model, first, logits, events);
     }
 
     /// Grows every sequence by its next token.
-    fn step<M: Model<Prompt = P>>(
-        &mut self,
-        model: &mut M,
-        events: &mut Vec<Event>,
-    ) -> Option<usize> {
-        let lengths: Vec<usize> = self.active.iter().map(|a| a.length).collect();
-        let tokens: Vec<u32> = self.active.iter().map(|a| a.next).collect();
-        let logits = model.step(&lengths, &tokens);
+    fn step<M: Model<Prompt = P>>(&mut self, model: &mut M, events: &mut Vec<Event>) {
+        let (mut lengths, mut tokens) = (vec![0; self.owners.len()], vec![0; self.owners.len()]);
         for active in &mut self.active {
+            for (slot, token) in active.slots.iter().zip(&active.next) {
+                lengths[*slot] = active.length;
+                tokens[*slot] = *token;
+            }
             active.length += 1;
         }
-        self.accept(0, logits, events)
+        let logits = model.step(&lengths, &tokens);
+        self.accept(model, 0, logits, events);
     }
 
-    /// Takes the tokens for the sequences from slot `first` on.
-    fn accept<L: Logits>(
+    /// Hands the scores of a run over the slots from `first` on to the sequences there.
+    fn accept<M: Model<Prompt = P>>(
         &mut self,
+        model: &mut M,
         first: usize,
-        logits: Result<L>,
+        logits: Result<M::Logits>,
         events: &mut Vec<Event>,
-    ) -> Option<usize> {
-        let tokens =
-            logits.and_then(|logits| self.choose(logits.scores()?, self.active.len() - first));
-        match tokens {
-            Ok(tokens) => {
-                for (active, token) in self.active[first..].iter_mut().zip(tokens) {
-                    active.next = token;
-                    active.remaining -= 1;
-                    events.push(Event::Token(active.ticket, token));
-                }
-                Some(first)
-            }
-            Err(error) => {
-                for active in self.active.drain(first..) {
-                    events.push(Event::Finished(active.ticket, Err(error.clone())));
-                }
-                None
-            }
-        }
-    }
-
-    fn choose(&self, scores: &[f32], rows: usize) -> Result<Vec<u32>> {
+    ) {
+        let rows = self.owners.len() - first;
         let width = self.limits.vocabulary;
-        if scores.len() != rows * width {
-            return Err(Error::internal(format!(
+        let scores = logits.as_ref().map_err(Error::clone).and_then(|logits| {
+            let scores = logits.scores()?;
+            if width > 0 && scores.len() == rows * width {
+                return Ok(scores);
+            }
+            Err(Error::internal(format!(
                 "the decoder gave {} scores for {rows} sequences and {width} tokens",
                 scores.len()
-            )));
+            )))
+        });
+        for index in (0..self.active.len()).rev() {
+            // Slots of a run are those of whole sequences.
+            if self.active[index].slots.iter().any(|slot| *slot < first || *slot >= first + rows) {
+                continue;
+            }
+            let advanced = scores.as_ref().map_err(Error::clone).and_then(|scores| {
+                let row = |slot: &usize| &scores[(slot - first) * width..][..width];
+                let active = &mut self.active[index];
+                let rows: Vec<&[f32]> = active.slots.iter().map(row).collect();
+                active.decoding.advance(&rows)
+            });
+            match advanced {
+                Ok(Advance { said, next }) => {
+                    let ticket = self.active[index].ticket;
+                    events.extend(said.into_iter().map(|token| Event::Token(ticket, token)));
+                    match next {
+                        Ok(branches) => {
+                            if let Err(error) = self.branch(model, index, &branches) {
+                                self.end(index, Err(error), events);
+                            }
+                        }
+                        Err(stop) => self.end(index, Ok(stop), events),
+                    }
+                }
+                Err(error) => self.end(index, Err(error), events),
+            }
         }
-        scores.chunks_exact(width).map(greedy).collect()
+        self.close_up(model, events);
     }
 
-    /// Ends the sequences from slot `first` on that are finished.
-    fn retire<M: Model<Prompt = P>>(
+    /// Gives each branch of a sequence a slot with what its parent has in its own.
+    fn branch<M: Model<Prompt = P>>(
         &mut self,
         model: &mut M,
-        first: usize,
-        events: &mut Vec<Event>,
-    ) {
-        for slot in (first..self.active.len()).rev() {
-            let active = self.active[slot];
-            if self.limits.eos_token_ids.contains(&active.next) {
-                self.leave(model, slot, Ok(Stop::End), events);
-            } else if active.remaining == 0 {
-                self.leave(model, slot, Ok(Stop::Length), events);
+        index: usize,
+        branches: &[Branch],
+    ) -> Result<()> {
+        let active = &mut self.active[index];
+        let mut unused: Vec<Option<usize>> = active.slots.iter().copied().map(Some).collect();
+        let stays: Vec<Option<usize>> =
+            branches.iter().map(|branch| unused[branch.parent].take()).collect();
+        let mut unused = unused.into_iter().flatten();
+        let mut slots = Vec::with_capacity(branches.len());
+        for (branch, stays) in branches.iter().zip(stays) {
+            let slot = match stays {
+                Some(slot) => slot,
+                None => {
+                    let to = unused.next().unwrap_or_else(|| {
+                        // A beam that was not there before: kept free since the start.
+                        self.owners.push(Some(active.ticket));
+                        self.owners.len() - 1
+                    });
+                    model.copy_slot(active.slots[branch.parent], to, active.length)?;
+                    to
+                }
+            };
+            slots.push(slot);
+        }
+        active.slots = slots;
+        active.next = branches.iter().map(|branch| branch.token).collect();
+        Ok(())
+    }
+
+    /// Ends a sequence; its slots are nobody's.
+    fn end(&mut self, index: usize, outcome: Result<Stop>, events: &mut Vec<Event>) {
+        let ended = self.active.remove(index);
+        for owner in &mut self.owners {
+            if *owner == Some(ended.ticket) {
+                *owner = None;
+            }
+        }
+        events.push(Event::Finished(ended.ticket, outcome));
+    }
+
+    /// Moves what is in the last slots into those that are nobody's.
+    fn close_up<M: Model<Prompt = P>>(&mut self, model: &mut M, events: &mut Vec<Event>) {
+        loop {
+            while self.owners.last() == Some(&None) {
+                self.owners.pop();
+            }
+            let Some(free) = self.owners.iter().position(Option::is_none) else { return };
+            let last = self.owners.len() - 1;
+            let moved = self.active.iter().position(|active| active.slots.contains(&last));
+            let Some(index) = moved else {
+                // A slot without a sequence is nobody's.
+                self.owners[last] = None;
+                continue;
+            };
+            match model.copy_slot(last, free, self.active[index].length) {
+                Ok(()) => {
+                    self.owners.swap_remove(free);
+                    for slot in self.active[index].slots.iter_mut().filter(|slot| **slot == last) {
+                        *slot = free;
+                    }
+                }
+                // The one that was to move has lost its cache: it ends as well.
+                Err(error) => self.end(index, Err(error), events),
             }
         }
     }
-
-    /// The sequence in `slot` ends; the last one takes its slot.
-    fn leave<M: Model<Prompt = P>>(
-        &mut self,
-        model: &mut M,
-        slot: usize,
-        outcome: Result<Stop>,
-        events: &mut Vec<Event>,
-    ) {
-        let last = self.active.len() - 1;
-        let left = self.active.swap_remove(slot);
-        events.push(Event::Finished(left.ticket, outcome));
-        if slot == last {
-            return;
-        }
-        if let Err(error) = model.move_slot(last, slot) {
-            // The one that was to move has lost its cache: it ends as well.
-            self.leave(model, slot, Err(error), events);
-        }
-    }
-}
-
-/// The token of the highest score, the lowest id of equals.
-fn greedy(scores: &[f32]) -> Result<u32> {
-    let mut best = (0, f32::NEG_INFINITY);
-    for (id, &score) in scores.iter().enumerate() {
-        if score > best.1 {
-            best = (id, score);
-        }
-    }
-    if !best.1.is_finite() || scores.iter().any(|score| score.is_nan()) {
-        return Err(Error::internal("the decoder's scores are not finite numbers"));
-    }
-    Ok(best.0 as u32)
 }
 
 #[cfg(test)]

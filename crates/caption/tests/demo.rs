@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use imprompt_caption::{CaptionRequest, Captioner, CaptionerOptions};
+use imprompt_caption::{CaptionRequest, Captioner, CaptionerOptions, GenerationOptions};
 use imprompt_engine::EngineOptions;
 use imprompt_engine::onnxruntime::{OnnxRuntime, OnnxRuntimeOptions};
 use imprompt_error::Uncancellable;
@@ -92,7 +92,7 @@ fn captions_of_the_demo_model_are_transformers() {
         .map(|(pixel_values, prompt_ids)| CaptionRequest {
             pixel_values,
             prompt_ids: prompt_ids.as_deref(),
-            max_new_tokens: expected.max_new_tokens,
+            options: GenerationOptions::greedy(expected.max_new_tokens),
             cancel: &Uncancellable,
         })
         .collect();

@@ -5,7 +5,10 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use imprompt_caption::{CaptionRequest, Captioner, CaptionerOptions, Generated, Stop};
+use imprompt_caption::{
+    CaptionRequest, Captioner, CaptionerOptions, EarlyStopping, Generated, GenerationOptions,
+    Sampling, Stop,
+};
 use imprompt_engine::onnxruntime::{OnnxRuntime, OnnxRuntimeOptions};
 use imprompt_engine::{CacheSpec, EngineOptions, Held, Input, Runtime, TensorView};
 use imprompt_error::{CancelFlag, Kind, Uncancellable};
@@ -130,7 +133,7 @@ fn request<'a>(case: &'a Case, pictures: &'a [Vec<f32>]) -> CaptionRequest<'a> {
     CaptionRequest {
         pixel_values: &pictures[case.picture],
         prompt_ids: case.prompt_ids.as_deref(),
-        max_new_tokens: case.max_new_tokens,
+        options: GenerationOptions::greedy(case.max_new_tokens),
         cancel: &Uncancellable,
     }
 }
@@ -267,6 +270,128 @@ fn captions_do_not_hang_on_the_cache() {
     }
 }
 
+/// A case of generation.json: the arguments of the reference's `generate`.
+#[derive(Deserialize)]
+struct Generation {
+    picture: usize,
+    prompt_ids: Option<Vec<u32>>,
+    max_new_tokens: usize,
+    options: Arguments,
+    ids: Vec<u32>,
+    stop: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Arguments {
+    min_new_tokens: Option<usize>,
+    min_length: Option<usize>,
+    repetition_penalty: Option<f64>,
+    no_repeat_ngram_size: Option<usize>,
+    num_beams: Option<usize>,
+    length_penalty: Option<f64>,
+    #[serde(default)]
+    early_stopping: serde_json::Value,
+}
+
+impl Generation {
+    fn request<'a>(&'a self, pictures: &'a [Vec<f32>]) -> CaptionRequest<'a> {
+        let (default, given) = (GenerationOptions::default(), &self.options);
+        let options = GenerationOptions {
+            max_new_tokens: self.max_new_tokens,
+            min_new_tokens: given.min_new_tokens.unwrap_or(default.min_new_tokens),
+            min_length: given.min_length.unwrap_or(default.min_length),
+            repetition_penalty: given.repetition_penalty.unwrap_or(default.repetition_penalty),
+            no_repeat_ngram_size: given
+                .no_repeat_ngram_size
+                .unwrap_or(default.no_repeat_ngram_size),
+            num_beams: given.num_beams.unwrap_or(default.num_beams),
+            length_penalty: given.length_penalty.unwrap_or(default.length_penalty),
+            early_stopping: match &given.early_stopping {
+                serde_json::Value::Null => default.early_stopping,
+                serde_json::Value::Bool(true) => EarlyStopping::Always,
+                _ => EarlyStopping::Never,
+            },
+            sampling: None,
+        };
+        CaptionRequest {
+            pixel_values: &pictures[self.picture],
+            prompt_ids: self.prompt_ids.as_deref(),
+            options,
+            cancel: &Uncancellable,
+        }
+    }
+
+    fn generated(&self) -> Generated {
+        let stop = if self.stop == "end" { Stop::End } else { Stop::Length };
+        Generated { ids: self.ids.clone(), stop }
+    }
+}
+
+#[derive(Deserialize)]
+struct Generations {
+    cases: Vec<Generation>,
+}
+
+#[test]
+fn beams_and_penalties_are_transformers_alone_and_batched() {
+    let mut count = 0;
+    for model in MODELS {
+        let golden = Golden::open(model);
+        let text = fs::read_to_string(goldens().join(model).join("generation.json")).unwrap();
+        let Generations { cases } = serde_json::from_str(&text).unwrap();
+        let pictures = golden.pictures();
+        let requests: Vec<_> = cases.iter().map(|case| case.request(&pictures)).collect();
+        let expected: Vec<_> = cases.iter().map(Generation::generated).collect();
+        let mut captioner = golden.captioner(&options());
+        for ((request, expected), case) in requests.iter().zip(&expected).zip(0..) {
+            let found = captions(&mut captioner, &[*request]);
+            assert_eq!(found[0], *expected, "{model}, case {case}: {:?}", request.options);
+        }
+        let together = captions(&mut captioner, &requests);
+        for (case, (found, expected)) in together.iter().zip(&expected).enumerate() {
+            assert_eq!(found, expected, "{model}, case {case} among others");
+        }
+        let recompute = CaptionerOptions { recompute: true, ..options() };
+        assert_eq!(captions(&mut golden.captioner(&recompute), &requests), expected, "{model}");
+        count += cases.len();
+    }
+    assert_eq!(count, 8 * 48 + 11 * 24, "every folder has its cases");
+}
+
+#[test]
+fn drawn_captions_hang_on_their_seed_alone() {
+    let golden = Golden::open("blip2/plain");
+    let pictures = golden.pictures();
+    let drawn = |seed| {
+        let sampling = Some(Sampling { temperature: 1.5, seed, ..Sampling::default() });
+        let options = GenerationOptions { sampling, ..GenerationOptions::greedy(12) };
+        CaptionRequest { options, ..request(&golden.cases[0], &pictures) }
+    };
+    let requests: Vec<_> = (0..20).map(drawn).collect();
+    let mut captioner = golden.captioner(&options());
+    let together = captions(&mut captioner, &requests);
+    for (request, expected) in requests.iter().zip(&together) {
+        assert_eq!(captions(&mut captioner, &[*request])[0], *expected);
+    }
+    let different: BTreeSet<_> = together.iter().map(|caption| &caption.ids).collect();
+    assert!(different.len() > 15, "{} captions of 20", different.len());
+}
+
+#[test]
+fn tokens_are_told_as_they_come() {
+    let golden = Golden::open("blip2/plain");
+    let pictures = golden.pictures();
+    let mut requests: Vec<_> = golden.cases.iter().map(|case| request(case, &pictures)).collect();
+    requests[2].options.num_beams = 3;
+    let mut told = vec![Vec::new(); requests.len()];
+    let outcomes = golden
+        .captioner(&options())
+        .caption_streaming(&requests, &mut |member, id| told[member].push(id));
+    let ids: Vec<_> = outcomes.into_iter().map(|outcome| outcome.unwrap().ids).collect();
+    assert_eq!(told, ids);
+}
+
 #[test]
 fn bad_requests_leave_their_neighbours_alone() {
     let golden = Golden::open("blip2/plain");
@@ -280,16 +405,17 @@ fn bad_requests_leave_their_neighbours_alone() {
         CaptionRequest { prompt_ids: Some(&[]), ..good },
         CaptionRequest { prompt_ids: Some(&[2, 96]), ..good },
         good,
-        CaptionRequest { max_new_tokens: 0, ..good },
-        CaptionRequest { max_new_tokens: room + 2, ..good },
+        CaptionRequest { options: GenerationOptions::greedy(0), ..good },
+        CaptionRequest { options: GenerationOptions::greedy(room + 2), ..good },
         CaptionRequest { cancel: &cancelled, ..good },
-        CaptionRequest { max_new_tokens: room + 1, ..good },
+        CaptionRequest { options: GenerationOptions::greedy(room + 1), ..good },
+        CaptionRequest { options: GenerationOptions { num_beams: 9, ..good.options }, ..good },
     ];
     let mut captioner = golden.captioner(&options());
     let outcomes = captioner.caption(&batch);
     let kinds: Vec<_> = outcomes.iter().map(|o| o.as_ref().err().map(|e| e.kind())).collect();
     let (invalid, cancelled) = (Some(Kind::InvalidInput), Some(Kind::Cancelled));
-    let expected = [invalid, invalid, invalid, None, invalid, invalid, cancelled, None];
+    let expected = [invalid, invalid, invalid, None, invalid, invalid, cancelled, None, invalid];
     assert_eq!(kinds, expected);
     assert_eq!(outcomes[3].as_ref().unwrap(), &golden.cases[0].generated());
     let message = outcomes[5].as_ref().unwrap_err().message().to_owned();

@@ -15,10 +15,29 @@ pub struct CacheEntry {
     pub output: String,
     /// Positions of a sequence that fit.
     pub max_length: usize,
+    /// Whether it is memory: written once a sequence, not at every step.
+    pub is_memory: bool,
     /// Heads of keys or values.
     pub heads: usize,
     /// Width of a head.
     pub head_dim: usize,
+}
+
+/// How much of a slot is in use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SlotLength {
+    /// Positions of the entries that grow by every step.
+    pub positions: usize,
+    /// Positions of the memory.
+    pub memory: usize,
+}
+
+impl SlotLength {
+    /// Positions of `entry` in use.
+    #[must_use]
+    pub fn of(&self, entry: &CacheEntry) -> usize {
+        if entry.is_memory { self.memory } else { self.positions }
+    }
 }
 
 /// Sizes and names of a cache.
@@ -49,6 +68,7 @@ impl CacheSpec {
                 input: format!("past_key_values.{layer}.{kind}"),
                 output: format!("present.{layer}.{kind}"),
                 max_length,
+                is_memory: false,
                 heads,
                 head_dim,
             })
@@ -71,6 +91,7 @@ impl CacheSpec {
             input: format!("memory.{layer}.{kind}"),
             output: format!("present_memory.{layer}.{kind}"),
             max_length: length,
+            is_memory: true,
             heads,
             head_dim,
         }));

@@ -20,7 +20,7 @@ use std::path::Path;
 
 use imprompt_error::Result;
 
-pub use cache::{CacheEntry, CacheSpec};
+pub use cache::{CacheEntry, CacheSpec, SlotLength};
 pub use tensor::{Data, Element, ElementType, TensorView};
 
 /// An input or output of a graph.
@@ -98,12 +98,13 @@ pub trait Cache: Send + fmt::Debug {
     /// What it was made from.
     fn spec(&self) -> &CacheSpec;
 
-    /// Copies every entry's slot `from` over slot `to`, so that the slots in
-    /// use stay the first ones when a sequence leaves.
+    /// Copies as many first positions of every entry's slot `from` to slot `to`
+    /// as `length` says, so that the slots in use stay the first ones when a sequence leaves
+    /// and a beam can be followed twice. What `to` has behind them stays as it is.
     ///
     /// # Errors
-    /// `Internal` when a slot is out of range.
-    fn copy_slot(&mut self, from: usize, to: usize) -> Result<()>;
+    /// `Internal` when a slot or the length is out of range.
+    fn copy_slot(&mut self, from: usize, to: usize, length: SlotLength) -> Result<()>;
 
     /// For the engine's own use.
     fn as_any(&self) -> &dyn Any;

@@ -5,7 +5,8 @@ use std::path::Path;
 
 use imprompt_engine::onnxruntime::{OnnxRuntime, OnnxRuntimeOptions};
 use imprompt_engine::{
-    CacheEntry, CacheSpec, ElementType, Engine, EngineOptions, Held, Input, Runtime, TensorView,
+    CacheEntry, CacheSpec, ElementType, Engine, EngineOptions, Held, Input, Runtime, SlotLength,
+    TensorView,
 };
 use imprompt_error::Kind;
 use imprompt_graph::builder::{GraphBuilder, Type};
@@ -236,7 +237,7 @@ fn open_scatter(folder: &Path) -> Box<dyn Engine> {
 
 fn entry() -> CacheEntry {
     let (input, output) = ("past".into(), "present".into());
-    CacheEntry { input, output, max_length: 8, heads: 2, head_dim: 3 }
+    CacheEntry { input, output, max_length: 8, is_memory: false, heads: 2, head_dim: 3 }
 }
 
 #[test]
@@ -266,10 +267,12 @@ fn the_cache_is_written_in_place() {
     let all = step(cache.as_mut(), 0..3, 2, 4.0);
     assert_eq!(all, [[7.0; 12].as_slice(), &[14.0; 6]].concat());
     // The first leaves; the last takes its slot.
-    cache.copy_slot(2, 0).unwrap();
+    let length = |positions| SlotLength { positions, memory: 0 };
+    cache.copy_slot(2, 0, length(3)).unwrap();
     let rest = step(cache.as_mut(), 0..2, 3, 0.0);
     assert_eq!(rest, [[14.0; 6], [7.0; 6]].concat());
-    assert!(cache.copy_slot(0, 4).is_err());
+    assert!(cache.copy_slot(0, 4, length(1)).is_err());
+    assert!(cache.copy_slot(0, 1, length(usize::MAX)).is_err());
 }
 
 #[test]

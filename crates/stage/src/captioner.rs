@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use imprompt_caption::{CaptionRequest, Captioner, CaptionerOptions};
+use imprompt_caption::{CaptionRequest, Captioner, CaptionerOptions, GenerationOptions};
 use imprompt_engine::Runtime;
 use imprompt_error::{Error, Result};
 use imprompt_graph::CaptionFacts;
@@ -13,14 +13,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::deadline::Deadline;
 use crate::engine;
+use crate::generation::Asked;
 use crate::modes::mode;
 use crate::signature::MAX_BATCH_SIZE;
 use crate::{Parameters, Request, Response, Signature, Stage, StageKind, StageModel, Tensor};
-
-/// Caption tokens at most when a request does not say: clip-interrogator's `caption_max_length`.
-pub const DEFAULT_MAX_NEW_TOKENS: usize = 32;
-/// Most caption tokens a request may ask for.
-pub const MAX_NEW_TOKENS: usize = 256;
 
 /// The stage file of `captioner`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -93,7 +89,7 @@ enum Item {
     /// Nothing is to be computed: the caption was given, or none is needed.
     Known(String),
     /// To be generated, from these prompt tokens.
-    Asked { prompt_ids: Option<Vec<u32>>, max_new_tokens: usize },
+    Asked { prompt_ids: Option<Vec<u32>>, options: GenerationOptions },
 }
 
 impl Stage for CaptionerStage {
@@ -112,11 +108,11 @@ impl Stage for CaptionerStage {
         for (read, deadline) in read.iter().zip(&deadlines) {
             let Ok((pixel_values, items)) = read else { continue };
             for (item, pixel_values) in items.iter().zip(pixel_values.chunks_exact(size)) {
-                if let Item::Asked { prompt_ids, max_new_tokens } = item {
+                if let Item::Asked { prompt_ids, options } = item {
                     batch.push(CaptionRequest {
                         pixel_values,
                         prompt_ids: prompt_ids.as_deref(),
-                        max_new_tokens: *max_new_tokens,
+                        options: *options,
                         cancel: deadline,
                     });
                 }
@@ -161,12 +157,9 @@ impl Shared {
         let texts = request.optional_texts("text", most)?;
         let modes = request.optional_texts("mode", most)?;
         let given = request.optional_texts("given_caption", most)?;
-        let lengths = request.optional_i32("max_new_tokens")?;
+        let asked = Asked::new(request, GenerationOptions::default());
         let items = (0..request.batch).map(|item| {
-            let max_new_tokens = match lengths.map(|lengths| lengths[item]) {
-                None => DEFAULT_MAX_NEW_TOKENS,
-                Some(length) => max_new_tokens(length)?,
-            };
+            let options = asked.options(item)?;
             if mode(modes.as_deref(), item)? == Mode::Negative {
                 return Ok(Item::Known(String::new()));
             }
@@ -179,17 +172,8 @@ impl Shared {
                 None => None,
                 Some(text) => Some(self.tokenizer.encode(text)?),
             };
-            Ok(Item::Asked { prompt_ids, max_new_tokens })
+            Ok(Item::Asked { prompt_ids, options })
         });
         Ok((pixel_values, items.collect::<Result<_>>()?))
-    }
-}
-
-fn max_new_tokens(length: i32) -> Result<usize> {
-    match usize::try_from(length) {
-        Ok(length) if (1..=MAX_NEW_TOKENS).contains(&length) => Ok(length),
-        _ => Err(Error::invalid(format!(
-            "input `max_new_tokens`: {length}, allowed: 1 to {MAX_NEW_TOKENS}"
-        ))),
     }
 }

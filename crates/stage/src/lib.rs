@@ -15,6 +15,7 @@ mod deadline;
 mod engine;
 pub mod ensemble;
 mod files;
+pub mod generation;
 mod modes;
 mod parameters;
 pub mod preprocess;

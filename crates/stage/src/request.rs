@@ -147,6 +147,14 @@ impl<'a> Request<'a> {
         Ok(Some(values))
     }
 
+    /// The optional FP32 input `name` of one value an item.
+    pub fn optional_f32(&self, name: &str) -> Result<Option<&[f32]>> {
+        if self.input(name).is_none() {
+            return Ok(None);
+        }
+        self.f32(name, 1).map(Some)
+    }
+
     /// The BYTES input `name` of one value an item.
     pub fn bytes(&self, name: &str) -> Result<&[Cow<'a, [u8]>]> {
         let tensor = self.required(name)?;

@@ -5,6 +5,8 @@ use std::fmt;
 
 use imprompt_error::{Error, Result};
 
+use crate::generation::INPUTS;
+
 /// Element types that cross a stage's border.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dtype {
@@ -144,13 +146,12 @@ impl StageKind {
             }
             StageKind::ClipText => (vec![text("text")], vec![embeds("text_embeds")]),
             StageKind::Captioner => (
-                vec![
-                    pixel_values("pixel_values"),
-                    optional("text", Bytes),
-                    optional("max_new_tokens", Int32),
-                    optional("mode", Bytes),
-                    optional("given_caption", Bytes),
-                ],
+                [
+                    vec![pixel_values("pixel_values"), optional("text", Bytes)],
+                    generation(),
+                    vec![optional("mode", Bytes), optional("given_caption", Bytes)],
+                ]
+                .concat(),
                 vec![text("caption")],
             ),
             StageKind::Ranker => (
@@ -185,6 +186,11 @@ impl StageKind {
         };
         Signature { inputs, outputs }
     }
+}
+
+/// How a caption is generated.
+fn generation() -> Vec<TensorSpec> {
+    INPUTS.into_iter().map(|(name, dtype)| optional(name, dtype)).collect()
 }
 
 fn required(name: &'static str, dtype: Dtype, dims: Vec<i64>) -> TensorSpec {

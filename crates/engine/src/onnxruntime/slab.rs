@@ -9,7 +9,7 @@ use imprompt_error::{Error, Result};
 use ort::memory::MemoryInfo;
 
 use super::held::RawValue;
-use crate::{Cache, CacheEntry, CacheSpec};
+use crate::{Cache, CacheEntry, CacheSpec, SlotLength};
 
 /// Alignment of a slab: a cache line, and the widest vector register.
 const ALIGNMENT: usize = 64;
@@ -116,19 +116,29 @@ impl Cache for OnnxCache {
         &self.spec
     }
 
-    fn copy_slot(&mut self, from: usize, to: usize) -> Result<()> {
-        if from.max(to) >= self.spec.slots {
+    fn copy_slot(&mut self, from: usize, to: usize, length: SlotLength) -> Result<()> {
+        let CacheSpec { slots, element_type, .. } = self.spec;
+        let fits = |entry: &CacheEntry| length.of(entry) <= entry.max_length;
+        if from.max(to) >= slots || !self.spec.entries.iter().all(fits) {
             return Err(Error::internal(format!(
-                "slots {from} and {to} of a cache of {}",
-                self.spec.slots
+                "{} positions and {} of memory of slots {from} and {to} of a cache of {slots}",
+                length.positions, length.memory
             )));
         }
         for (slab, entry) in self.slabs.iter().zip(&self.spec.entries) {
-            let bytes = slot_bytes(&self.spec, entry)?;
+            let slot = slot_bytes(&self.spec, entry)?;
+            let position = entry.head_dim * element_type.size();
+            let head = position * entry.max_length;
             let memory = slab.memory.as_ptr();
-            // SAFETY: both slots lie inside the slab; `copy` allows them to be
-            // the same.
-            unsafe { std::ptr::copy(memory.add(from * bytes), memory.add(to * bytes), bytes) }
+            for start in (0..entry.heads).map(|index| index * head) {
+                // SAFETY: both slots lie inside the slab, a slot is its heads one after the
+                // other, and the copied positions lie inside a head; `copy` allows the slots to
+                // be the same.
+                unsafe {
+                    let (from, to) = (from * slot + start, to * slot + start);
+                    std::ptr::copy(memory.add(from), memory.add(to), length.of(entry) * position);
+                }
+            }
         }
         Ok(())
     }
