@@ -12,7 +12,7 @@ use crate::captioner::{
     QFORMER_GRAPH, TextFacts, VISION_GRAPH,
 };
 use crate::config::{DESCRIPTIVE_KEYS, GENERATION_KEYS, Section};
-use crate::generation::greedy_only;
+use crate::generation::GenerationFacts;
 use crate::opt::Opt;
 use crate::qformer::QFormer;
 use crate::t5::T5;
@@ -30,6 +30,8 @@ pub struct Blip2 {
     pub qformer: QFormer,
     /// The language model.
     pub text: LanguageModel,
+    /// How it generates by default.
+    pub generation: GenerationFacts,
 }
 
 /// The language models that a BLIP-2 has.
@@ -63,7 +65,8 @@ impl Blip2 {
             Ok(config.section(key)?.unwrap_or_else(empty))
         };
         let text_config = section("text_config")?;
-        greedy_only(&text_config)?;
+        let mut generation = GenerationFacts::default();
+        generation.read(&text_config)?;
         // The reference's default is OPT, too.
         let text = match text_config.text("model_type", "opt")?.as_str() {
             "opt" => LanguageModel::Opt(Opt::from_config(&text_config)?),
@@ -89,7 +92,7 @@ impl Blip2 {
             GENERATION_KEYS,
             &["image_token_index", "image_token_id", "image_text_hidden_size"],
         ])?;
-        Ok(Blip2 { vision, qformer, text })
+        Ok(Blip2 { vision, qformer, text, generation })
     }
 
     /// Its graphs.
@@ -137,6 +140,7 @@ impl Blip2 {
                 max_positions: Some(opt.max_positions),
                 bos_token_id: opt.bos_token_id,
                 eos_token_ids: opt.eos_token_ids.clone(),
+                generation: self.generation.clone(),
             },
             LanguageModel::T5(t5) => CaptionFacts {
                 family: CaptionFamily::Blip2T5,
@@ -153,6 +157,7 @@ impl Blip2 {
                 max_positions: None,
                 bos_token_id: t5.decoder_start_token_id,
                 eos_token_ids: t5.eos_token_ids.clone(),
+                generation: self.generation.clone(),
             },
         }
     }

@@ -9,7 +9,7 @@ use crate::blip::Blip;
 use crate::blip2::Blip2;
 use crate::builder::Graph;
 use crate::config::Section;
-use crate::generation::{generation_config, greedy_only};
+use crate::generation::{GenerationFacts, generation_config};
 use crate::git::Git;
 use crate::weights::WeightIndex;
 
@@ -50,7 +50,7 @@ pub enum CaptionFamily {
 }
 
 /// What one who runs the graphs must know of the model.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CaptionFacts {
     /// What the model is.
@@ -83,6 +83,8 @@ pub struct CaptionFacts {
     pub bos_token_id: u32,
     /// A caption ends with any of these.
     pub eos_token_ids: Vec<u32>,
+    /// How captions are generated where a request says nothing.
+    pub generation: GenerationFacts,
 }
 
 impl CaptionFacts {
@@ -158,10 +160,7 @@ pub struct CaptionGraphs {
 pub fn caption_graphs(folder: &Path) -> Result<CaptionGraphs> {
     let config = Section::open(folder)?;
     let weights = || WeightIndex::open(folder);
-    if let Some(generation) = generation_config(folder)? {
-        greedy_only(&generation)?;
-    }
-    match config.text("model_type", "")?.as_str() {
+    let mut graphs = match config.text("model_type", "")?.as_str() {
         "blip" => Blip::from_config(&config)?.graphs(&weights()?),
         "blip-2" => Blip2::from_config(&config)?.graphs(&weights()?),
         "git" => Git::from_config(&config)?.graphs(&weights()?),
@@ -170,5 +169,9 @@ pub fn caption_graphs(folder: &Path) -> Result<CaptionGraphs> {
              \"blip-2\" with an OPT or T5 language model, and \"git\"",
             config.path()
         ))),
+    }?;
+    if let Some(section) = generation_config(folder)? {
+        graphs.facts.generation.read(&section)?;
     }
+    Ok(graphs)
 }

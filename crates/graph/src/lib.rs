@@ -31,3 +31,4 @@ pub use captioner::{
     CaptionFacts, CaptionFamily, CaptionGraphs, MemoryFacts, TextFacts, caption_graphs,
 };
 pub use clip::{ClipFacts, ClipGraphs, EosRule, clip_graphs};
+pub use generation::{EarlyStoppingFact, GenerationFacts};

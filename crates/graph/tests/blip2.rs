@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use imprompt_error::{Error, Kind};
 use imprompt_graph::captioner::{DECODER_GRAPH, QFORMER_GRAPH, VISION_GRAPH};
-use imprompt_graph::{CaptionFacts, CaptionFamily, caption_graphs};
+use imprompt_graph::{CaptionFacts, CaptionFamily, EarlyStoppingFact, caption_graphs};
 use serde_json::{Value, json};
 
 fn golden(model: &str) -> PathBuf {
@@ -94,15 +94,11 @@ fn facts_are_those_of_the_configuration() {
 fn what_is_not_done_is_refused_by_name() {
     let config = "config.json";
     for (path, value, named) in [
-        ("model_type", json!("blip"), "\"blip-2\""),
-        ("text_config/model_type", json!("t5"), "supported: \"opt\""),
+        ("model_type", json!("llava"), "\"blip-2\""),
+        ("text_config/model_type", json!("llama"), "supported: \"opt\", \"t5\""),
         ("use_decoder_only_language_model", json!(false), "use_decoder_only_language_model"),
         ("text_config/activation_function", json!("gelu_10"), "activation_function"),
-        ("text_config/num_beams", json!(5), "num_beams is 5; supported: 1"),
-        ("text_config/do_sample", json!(true), "do_sample"),
-        ("text_config/min_length", json!(8), "min_length"),
-        ("text_config/repetition_penalty", json!(1.5), "repetition_penalty"),
-        ("text_config/no_repeat_ngram_size", json!(3), "no_repeat_ngram_size"),
+        ("text_config/num_beam_groups", json!(2), "num_beam_groups is 2; supported: 1"),
         ("text_config/suppress_tokens", json!([4]), "suppress_tokens"),
         ("text_config/rotary_base", json!(10000), "rotary_base"),
         ("qformer_config/position_embedding_type", json!("relative_key"), "relative_key"),
@@ -115,12 +111,29 @@ fn what_is_not_done_is_refused_by_name() {
         assert_eq!(error.kind(), Kind::Unsupported, "{path}: {error}");
         assert!(error.message().contains(named), "{path}: {error}");
     }
-    for (key, value) in [("num_beams", json!(4)), ("do_sample", json!(true))] {
+    for (key, value) in [("guidance_scale", json!(4)), ("bad_words_ids", json!([[4]]))] {
         let error = refusal("generation_config.json", key, value);
         assert_eq!(error.kind(), Kind::Unsupported, "{key}: {error}");
         assert!(error.message().contains("generation_config.json"), "{error}");
         assert!(error.message().contains(key), "{error}");
     }
+}
+
+#[test]
+fn generation_is_as_the_checkpoint_asks() {
+    let folder = headers_only("plain");
+    let path = folder.path().join("config.json");
+    let mut config: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    config["text_config"]["num_beams"] = json!(5);
+    config["text_config"]["min_length"] = json!(8);
+    fs::write(&path, config.to_string()).unwrap();
+    let generation = json!({"num_beams": 3, "length_penalty": -1, "early_stopping": "never"});
+    fs::write(folder.path().join("generation_config.json"), generation.to_string()).unwrap();
+    let facts = caption_graphs(folder.path()).unwrap().facts;
+    let found = (facts.generation.num_beams, facts.generation.min_length);
+    assert_eq!(found, (3, 8), "generation_config.json comes last");
+    assert_eq!(facts.generation.length_penalty, -1.0);
+    assert_eq!(facts.generation.early_stopping, EarlyStoppingFact::Never);
 }
 
 #[test]

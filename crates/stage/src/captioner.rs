@@ -157,7 +157,7 @@ impl Shared {
         let texts = request.optional_texts("text", most)?;
         let modes = request.optional_texts("mode", most)?;
         let given = request.optional_texts("given_caption", most)?;
-        let asked = Asked::new(request, GenerationOptions::default());
+        let asked = Asked::new(request, GenerationOptions::from(&self.facts.generation));
         let items = (0..request.batch).map(|item| {
             let options = asked.options(item)?;
             if mode(modes.as_deref(), item)? == Mode::Negative {

@@ -1,6 +1,7 @@
 //! What a request or a checkpoint may say about how tokens are chosen.
 
 use imprompt_error::{Error, Result};
+use imprompt_graph::{EarlyStoppingFact, GenerationFacts};
 
 /// When a beam search with as many finished hypotheses as beams ends.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -74,6 +75,32 @@ impl Default for GenerationOptions {
             length_penalty: 1.0,
             early_stopping: EarlyStopping::Heuristic,
             sampling: None,
+        }
+    }
+}
+
+impl From<&GenerationFacts> for GenerationOptions {
+    /// What a checkpoint asks for.
+    fn from(facts: &GenerationFacts) -> Self {
+        GenerationOptions {
+            min_new_tokens: facts.min_new_tokens,
+            min_length: facts.min_length,
+            repetition_penalty: facts.repetition_penalty,
+            no_repeat_ngram_size: facts.no_repeat_ngram_size,
+            num_beams: facts.num_beams,
+            length_penalty: facts.length_penalty,
+            early_stopping: match facts.early_stopping {
+                EarlyStoppingFact::Heuristic => EarlyStopping::Heuristic,
+                EarlyStoppingFact::Always => EarlyStopping::Always,
+                EarlyStoppingFact::Never => EarlyStopping::Never,
+            },
+            sampling: facts.do_sample.then_some(Sampling {
+                temperature: facts.temperature,
+                top_k: facts.top_k,
+                top_p: facts.top_p,
+                seed: 0,
+            }),
+            ..GenerationOptions::default()
         }
     }
 }
