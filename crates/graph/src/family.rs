@@ -55,7 +55,7 @@ pub const COCA: Family = family("coca", Role::Clip, "CoCa", None, false);
 /// SigLIP.
 pub const SIGLIP: Family = family("siglip", Role::Clip, "SigLIP", Some(("siglip", None)), false);
 /// BLIP.
-pub const BLIP: Family = family("blip", Role::Captioner, "BLIP", Some(("blip", None)), false);
+pub const BLIP: Family = family("blip", Role::Captioner, "BLIP", Some(("blip", None)), true);
 /// BLIP-2 with OPT.
 pub const BLIP2_OPT: Family =
     family("blip2-opt", Role::Captioner, "BLIP-2 (OPT)", Some(("blip-2", Some("opt"))), true);
@@ -63,7 +63,7 @@ pub const BLIP2_OPT: Family =
 pub const BLIP2_T5: Family =
     family("blip2-t5", Role::Captioner, "BLIP-2 (Flan-T5)", Some(("blip-2", Some("t5"))), false);
 /// GIT.
-pub const GIT: Family = family("git", Role::Captioner, "GIT", Some(("git", None)), false);
+pub const GIT: Family = family("git", Role::Captioner, "GIT", Some(("git", None)), true);
 
 /// All of them.
 pub const FAMILIES: [Family; 11] = [

@@ -7,20 +7,28 @@
 //! * [`config`]: `config.json`, with every key accounted for.
 //! * [`family`]: which families of models are known, and which are supported.
 //! * [`clip`]: the two towers of CLIP.
-//! * [`captioner`]: caption models of every family: [`blip2`], made of its image
-//!   encoder, [`qformer`] and [`opt`].
+//! * [`captioner`]: caption models of every family: [`blip`], [`blip2`] and
+//!   [`git`], made of [`bert`], [`qformer`] and [`opt`]; what their decoders have
+//!   in common is in `decoder`.
 #![forbid(unsafe_code)]
 
+pub mod bert;
+pub mod blip;
 pub mod blip2;
 pub mod builder;
 pub mod captioner;
 pub mod clip;
 pub mod config;
+mod decoder;
 pub mod family;
+mod generation;
+pub mod git;
 pub mod opt;
 mod proto;
 pub mod qformer;
 pub mod weights;
 
-pub use captioner::{CaptionFacts, CaptionFamily, CaptionGraphs, caption_graphs};
+pub use captioner::{
+    CaptionFacts, CaptionFamily, CaptionGraphs, MemoryFacts, TextFacts, caption_graphs,
+};
 pub use clip::{ClipFacts, ClipGraphs, EosRule, clip_graphs};

@@ -151,7 +151,7 @@ impl Tower {
         self.width / self.heads
     }
 
-    fn read(section: &Section, defaults: &Tower) -> Result<Self> {
+    pub(crate) fn read(section: &Section, defaults: &Tower) -> Result<Self> {
         let tower = Tower {
             width: section.size("hidden_size", defaults.width)?,
             hidden: section.size("intermediate_size", defaults.hidden)?,
@@ -290,16 +290,16 @@ const TOWER_KEYS: &[&str] = &["projection_dim"];
 
 /// The rows of a layer that are computed: all, or those of `kept` alone, which
 /// is enough where nothing reads the others.
-struct Rows<'v> {
-    all: &'v Value,
-    kept: Option<&'v Value>,
+pub(crate) struct Rows<'v> {
+    pub(crate) all: &'v Value,
+    pub(crate) kept: Option<&'v Value>,
 }
 
 /// What surrounds a layer's attention: normalisation and projections before,
 /// output projection, residual and feed-forward part after.
-struct Layer<'t> {
-    tower: &'t Tower,
-    name: String,
+pub(crate) struct Layer<'t> {
+    pub(crate) tower: &'t Tower,
+    pub(crate) name: String,
 }
 
 impl Layer<'_> {
@@ -308,7 +308,11 @@ impl Layer<'_> {
     }
 
     /// Queries (of the kept rows), keys and values (of all), each `[n, width]`.
-    fn projections(&self, graph: &mut GraphBuilder<'_>, rows: &Rows<'_>) -> Result<[Value; 3]> {
+    pub(crate) fn projections(
+        &self,
+        graph: &mut GraphBuilder<'_>,
+        rows: &Rows<'_>,
+    ) -> Result<[Value; 3]> {
         let Tower { width, epsilon, .. } = *self.tower;
         let name = |part: &str| format!("{}.{part}", self.name);
         let normal = graph.layer_norm(rows.all, &name("layer_norm1"), width, epsilon)?;
@@ -323,7 +327,7 @@ impl Layer<'_> {
     }
 
     /// The states after the layer, given what its attention saw.
-    fn finish(
+    pub(crate) fn finish(
         &self,
         graph: &mut GraphBuilder<'_>,
         rows: &Rows<'_>,

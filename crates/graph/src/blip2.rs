@@ -2,26 +2,20 @@
 //! a Q-Former whose queries look at the picture, and a language model that
 //! reads the queries as if they were words.
 
-mod vision;
+use imprompt_error::{Error, Result};
+use serde_json::{Map, json};
 
-use std::path::Path;
-
-use imprompt_error::{Error, Kind, Result};
-use serde_json::{Map, Value as Json, json};
-
+use crate::blip::BlipVision;
 use crate::builder::{Graph, GraphBuilder};
 use crate::captioner::{
-    CaptionFacts, CaptionFamily, CaptionGraphs, DECODER_GRAPH, QFORMER_GRAPH, VISION_GRAPH,
+    CaptionFacts, CaptionFamily, CaptionGraphs, DECODER_GRAPH, QFORMER_GRAPH, TextFacts,
+    VISION_GRAPH,
 };
-use crate::config::{DESCRIPTIVE_KEYS, GENERATION_KEYS, Section, TRAINING_KEYS};
+use crate::config::{DESCRIPTIVE_KEYS, GENERATION_KEYS, Section};
+use crate::generation::greedy_only;
 use crate::opt::Opt;
 use crate::qformer::QFormer;
 use crate::weights::WeightIndex;
-
-pub use vision::BlipVision;
-
-/// The longest `generation_config.json` that is read.
-const MAX_GENERATION_CONFIG_BYTES: u64 = 1 << 20;
 
 /// A BLIP-2 model as its configuration describes it.
 #[derive(Clone, Debug, PartialEq)]
@@ -35,12 +29,12 @@ pub struct Blip2 {
 }
 
 impl Blip2 {
-    /// The model of `folder`, whose `config.json` is `config`.
+    /// The model whose `config.json` is `config`.
     ///
     /// # Errors
     /// `Unsupported` naming a key that this build does not do, `BadModel` naming
     /// one that is malformed.
-    pub fn open(folder: &Path, config: Section) -> Result<Self> {
+    pub fn from_config(config: &Section) -> Result<Self> {
         config.only("use_decoder_only_language_model", &[json!(true)])?;
         let section = |key: &str| -> Result<Section> {
             let empty = || Section::new(&format!("{}: {key}", config.path()), Map::new());
@@ -55,15 +49,12 @@ impl Blip2 {
                 text.path()
             )));
         }
-        let vision = BlipVision::from_config(&section("vision_config")?)?;
+        let vision = BlipVision::of_blip2(&section("vision_config")?, "blip_2_vision_model")?;
         let query_tokens = config.size("num_query_tokens", 32)?;
         let qformer =
             QFormer::from_config(&section("qformer_config")?, query_tokens, vision.hidden_size)?;
         greedy_only(&text)?;
         let text = Opt::from_config(&text)?;
-        if let Some(generation) = generation_config(folder)? {
-            greedy_only(&generation)?;
-        }
         // Where newer processors leave room for the queries in the token ids:
         // here they are put in front directly, which is the same sequence. The
         // other two are overwritten by text_config's in the reference.
@@ -103,8 +94,11 @@ impl Blip2 {
         CaptionFacts {
             family: CaptionFamily::Blip2Opt,
             image_size: self.vision.image_size,
-            query_tokens: self.qformer.query_tokens,
-            embedding_width: self.text.word_embed_proj_dim,
+            picture_positions: self.qformer.query_tokens,
+            picture_width: self.text.word_embed_proj_dim,
+            qformer: true,
+            memory: None,
+            text: TextFacts { first: None, dropped: 0, absent: vec![self.text.bos_token_id] },
             layers: self.text.layers,
             heads: self.text.heads,
             head_dim: self.text.hidden_size / self.text.heads,
@@ -115,66 +109,3 @@ impl Blip2 {
         }
     }
 }
-
-/// `generation_config.json` of `folder`, where it has one.
-fn generation_config(folder: &Path) -> Result<Option<Section>> {
-    let path = folder.join("generation_config.json");
-    let wrong = |what: String| Error::bad_model(format!("{}: {what}", path.display()));
-    let length = match std::fs::metadata(&path) {
-        Ok(metadata) => metadata.len(),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(Error::new(Kind::BadModel, format!("{}: {e}", path.display()))),
-    };
-    if length > MAX_GENERATION_CONFIG_BYTES {
-        return Err(wrong(format!(
-            "has {length} bytes, at most {MAX_GENERATION_CONFIG_BYTES} allowed"
-        )));
-    }
-    let text = std::fs::read(&path).map_err(|e| wrong(e.to_string()))?;
-    match serde_json::from_slice(&text) {
-        Ok(Json::Object(values)) => Ok(Some(Section::new(&path.display().to_string(), values))),
-        Ok(_) => Err(wrong("is not a JSON object".to_owned())),
-        Err(e) => Err(wrong(format!("is not JSON: {e}"))),
-    }
-}
-
-/// Refuses every generation key under which the reference would not decode
-/// greedily. (What only acts with sampling or beams is harmless without them;
-/// limits of the length come with each request.)
-fn greedy_only(section: &Section) -> Result<()> {
-    let zero = [json!(0), json!(0.0)];
-    let one = [json!(1), json!(1.0)];
-    for key in ["num_beams", "num_beam_groups", "num_return_sequences", "repetition_penalty"] {
-        section.only(key, &one)?;
-    }
-    for key in ["encoder_repetition_penalty", "guidance_scale"] {
-        section.only(key, &one)?;
-    }
-    for key in ["min_length", "min_new_tokens", "penalty_alpha"] {
-        section.only(key, &zero)?;
-    }
-    for key in ["no_repeat_ngram_size", "encoder_no_repeat_ngram_size"] {
-        section.only(key, &zero)?;
-    }
-    section.only("do_sample", &[json!(false)])?;
-    for key in [
-        "bad_words_ids",
-        "begin_suppress_tokens",
-        "constraints",
-        "exponential_decay_length_penalty",
-        "force_words_ids",
-        "forced_bos_token_id",
-        "forced_eos_token_id",
-        "max_time",
-        "prompt_lookup_num_tokens",
-        "sequence_bias",
-        "stop_strings",
-        "suppress_tokens",
-    ] {
-        section.only(key, &[])?;
-    }
-    Ok(())
-}
-
-/// Keys that change no result in any part of the model.
-pub(crate) const HARMLESS: &[&[&str]] = &[DESCRIPTIVE_KEYS, TRAINING_KEYS, GENERATION_KEYS];
