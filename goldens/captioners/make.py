@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Small caption models of the real architectures (BLIP, BLIP for questions, GIT) with random
+"""Small caption models of the real architectures (BLIP, BLIP for questions, GIT, BLIP-2
+with T5) with random
 weights, and what the pinned transformers says with them: the golden files of crates/caption.
 
     goldens/setup && .imprompt/goldens-venv/bin/python goldens/captioners/make.py [NAME...]
@@ -21,7 +22,7 @@ warnings.filterwarnings("ignore")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 import torch
 from safetensors.torch import save_file
-from transformers import (BlipConfig, BlipForConditionalGeneration, BlipForQuestionAnswering, GitConfig, GitForCausalLM)
+from transformers import (Blip2Config, Blip2ForConditionalGeneration, BlipConfig, BlipForConditionalGeneration, BlipForQuestionAnswering, GitConfig, GitForCausalLM)
 
 HERE = Path(__file__).resolve().parent
 PICTURES = 4
@@ -32,6 +33,10 @@ CLS = 5
 VISION = dict(hidden_size=24, intermediate_size=40, num_attention_heads=3, num_hidden_layers=2, image_size=32, patch_size=8)
 TEXT = dict(hidden_size=32, intermediate_size=48, num_attention_heads=4, num_hidden_layers=2, vocab_size=96, max_position_embeddings=64)
 BLIP_TEXT = TEXT | dict(bos_token_id=2, pad_token_id=0)
+
+QFORMER = dict(hidden_size=24, intermediate_size=36, num_attention_heads=4, num_hidden_layers=3, vocab_size=64)
+T5 = dict(model_type="t5", d_model=32, d_kv=8, d_ff=48, num_heads=4, num_layers=2, vocab_size=96, bos_token_id=1, pad_token_id=0,
+          decoder_start_token_id=0, relative_attention_num_buckets=8, relative_attention_max_distance=20, feed_forward_proj="gated-gelu", tie_word_embeddings=False)
 
 MODELS = {
     "blip_plain": dict(family="blip"),
@@ -44,6 +49,13 @@ MODELS = {
     "git_gelu": dict(family="git", dtype=torch.float16, vision=dict(hidden_act="gelu", layer_norm_eps=1e-2, image_size=36, patch_size=9),
                      text=dict(hidden_act="gelu_new", num_attention_heads=2, layer_norm_eps=1e-3)),
     "git_defaults": dict(family="git", dtype=torch.bfloat16, omit=True, vision=dict(num_attention_heads=12), text=dict(num_attention_heads=12, hidden_size=36)),
+    "t5_plain": dict(family="t5"),
+    "t5_wide": dict(family="t5", dtype=torch.float16, shard="60KB",
+                    text=dict(d_kv=6, num_layers=3, num_decoder_layers=1, feed_forward_proj="relu", tie_word_embeddings=True, layer_norm_epsilon=1e-2,
+                              relative_attention_num_buckets=32, relative_attention_max_distance=128, decoder_start_token_id=7)),
+    "t5_silu": dict(family="t5", dtype=torch.bfloat16, queries=9,
+                    text=dict(d_kv=16, num_heads=2, num_decoder_layers=3, feed_forward_proj="gated-silu", relative_attention_num_buckets=6,
+                              relative_attention_max_distance=5)),
 }
 
 
@@ -51,6 +63,9 @@ def build(spec):
     vision, extra = VISION | spec.get("vision", {}), spec.get("text", {})
     if spec["family"] == "git":
         return GitForCausalLM(GitConfig(vision_config=vision, bos_token_id=CLS, pad_token_id=0, **(TEXT | extra)))
+    if spec["family"] == "t5":
+        return Blip2ForConditionalGeneration(Blip2Config(
+            vision_config=vision, qformer_config=QFORMER, text_config=T5 | extra, num_query_tokens=spec.get("queries", 4)))
     config = BlipConfig(vision_config=vision, text_config=BLIP_TEXT | extra)
     return (BlipForQuestionAnswering if spec["family"] == "vqa" else BlipForConditionalGeneration)(config)
 
@@ -62,7 +77,7 @@ def randomize(model, seed):
         if "norm" in name.lower() and name.endswith("weight"): value = 1 + 0.2 * noise
         elif name.endswith("bias"): value = 0.2 * noise
         elif "position_embedding" in name: value = 1.5 * noise
-        elif "embedding" in name: value = 0.7 * noise
+        elif "embed" in name or "shared" in name or "query_tokens" in name or "relative" in name: value = 0.7 * noise
         else: value = 1.5 * noise / parameter[0].numel() ** 0.5
         parameter.data.copy_(value)
 
@@ -70,6 +85,9 @@ def randomize(model, seed):
 def end_with(model, family, token):
     if family == "git":
         model.config.eos_token_id = model.generation_config.eos_token_id = token
+    elif family == "t5":
+        model.config.text_config.eos_token_id = token
+        model.language_model.config.eos_token_id = model.language_model.generation_config.eos_token_id = token
     else:
         model.config.text_config.sep_token_id = token
 
@@ -83,7 +101,7 @@ def say(model, family, pixel_values, prompt, limit):
         # The end token behind a prompt would be the end; without text the class token is the beginning.
         ids = torch.tensor([[CLS]]) if prompt is None else ids[:, :-1]
         skip = ids.shape[1]
-    elif family == "vqa":
+    elif family in ("vqa", "t5"):
         skip = 1
     else:
         skip = 1 if prompt is None else len(prompt) - 1
@@ -128,6 +146,9 @@ def expected_tensors(model, spec, pictures, pixel_values, first):
         picture = model.git.visual_projection(model.git.image_encoder(pixel_values).last_hidden_state)
     else:
         picture = model.vision_model(pixel_values).last_hidden_state
+    if family == "t5":
+        queries = model.query_tokens.expand(PICTURES, -1, -1)
+        picture = model.language_projection(model.qformer(query_embeds=queries, encoder_hidden_states=picture).last_hidden_state)
     logits = torch.cat([say(model, family, row[None], first["prompt_ids"], 1)[2] for row in pixel_values])
     return {name: tensor.contiguous() for name, tensor in dict(pictures=pictures, picture_embeds=picture, logits=logits).items()}
 
@@ -145,7 +166,7 @@ def make(name):
         # The end token is one that this model says sooner or later in some captions and never in others.
         end_with(model, spec["family"], -1)
         free = cases(model, spec["family"], pixel_values)
-        ends = sorted({i for *_, ids, _ in free for i in ids[1:]} - {0, 2, CLS})
+        ends = sorted({i for *_, ids, _ in free for i in ids[1:]} - {0, 1, 2, CLS})
         choices = [(end, *ended(free, end)) for end in ends]
         choices = [choice for choice in choices if good(*choice[1:])]
         if choices:

@@ -89,7 +89,9 @@ impl Captioner {
         options: &CaptionerOptions,
     ) -> Result<Self> {
         let prefix = facts.prefix_positions();
-        let max_length = prefix.saturating_add(options.max_text_positions).min(facts.max_positions);
+        let max_length = prefix
+            .saturating_add(options.max_text_positions)
+            .min(facts.max_positions.unwrap_or(usize::MAX));
         if options.slots == 0 || max_length <= prefix {
             return Err(Error::invalid(format!(
                 "a cache of {} slots of {max_length} positions holds no caption: a picture takes \

@@ -13,7 +13,7 @@ use imprompt_graph::{CaptionFacts, caption_graphs};
 use safetensors::SafeTensors;
 use serde::Deserialize;
 
-const MODELS: [&str; 16] = [
+const MODELS: [&str; 19] = [
     "blip2/plain",
     "blip2/post_norm",
     "blip2/projected",
@@ -30,6 +30,9 @@ const MODELS: [&str; 16] = [
     "captioners/git_plain",
     "captioners/git_gelu",
     "captioners/git_defaults",
+    "captioners/t5_plain",
+    "captioners/t5_wide",
+    "captioners/t5_silu",
 ];
 const TOLERANCE: f32 = 1e-4;
 
@@ -271,7 +274,7 @@ fn bad_requests_leave_their_neighbours_alone() {
     let good = request(&golden.cases[0], &pictures);
     let cancelled = CancelFlag::default();
     cancelled.cancel();
-    let room = golden.facts.max_positions - golden.facts.prefix_positions() - 1;
+    let room = golden.facts.max_positions.unwrap() - golden.facts.prefix_positions() - 1;
     let batch = [
         CaptionRequest { pixel_values: &pictures[0][1..], ..good },
         CaptionRequest { prompt_ids: Some(&[]), ..good },

@@ -43,6 +43,8 @@ pub enum CaptionFamily {
     BlipVqa,
     /// `Blip2ForConditionalGeneration` with an OPT language model.
     Blip2Opt,
+    /// `Blip2ForConditionalGeneration` with a T5 language model.
+    Blip2T5,
     /// `GitForCausalLM`.
     Git,
 }
@@ -74,9 +76,9 @@ pub struct CaptionFacts {
     pub head_dim: usize,
     /// Token ids are below this.
     pub vocabulary: usize,
-    /// Positions that the decoder knows: the picture's, where it stands in front,
-    /// and all tokens but the last generated one.
-    pub max_positions: usize,
+    /// Positions that the decoder knows, where they have an end: the picture's,
+    /// where it stands in front, and all tokens but the last generated one.
+    pub max_positions: Option<usize>,
     /// What the decoder starts with where the text stands elsewhere.
     pub bos_token_id: u32,
     /// A caption ends with any of these.
@@ -165,7 +167,7 @@ pub fn caption_graphs(folder: &Path) -> Result<CaptionGraphs> {
         "git" => Git::from_config(&config)?.graphs(&weights()?),
         other => Err(Error::unsupported(format!(
             "{}: model_type {other:?} is no caption model of this build; supported: \"blip\", \
-             \"blip-2\" with an OPT language model, and \"git\"",
+             \"blip-2\" with an OPT or T5 language model, and \"git\"",
             config.path()
         ))),
     }

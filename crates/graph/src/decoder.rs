@@ -176,6 +176,20 @@ impl Step {
         self.mask = g.node("LessOrEqual", &[&self.key_positions, &last], &[]);
     }
 
+    /// How far each key stands after each appended position,
+    /// `[batch, count, keys]`.
+    pub(crate) fn offsets(&self, g: &mut GraphBuilder<'_>) -> Value {
+        let queries = g.unsqueeze(&self.positions, &[2]);
+        g.sub(&self.key_positions, &queries)
+    }
+
+    /// Raises the scores of what a position sees by `bias`
+    /// `[batch, heads, count, keys]`.
+    pub(crate) fn add_bias(&mut self, g: &mut GraphBuilder<'_>, bias: &Value) {
+        let lowest = g.lowest();
+        self.mask = g.select(&self.mask, bias, &lowest);
+    }
+
     /// Attention of the appended positions, whose queries, keys and values are
     /// rows, to the whole sequence, through the cache of `layer`.
     pub(crate) fn attend(

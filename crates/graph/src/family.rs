@@ -61,7 +61,7 @@ pub const BLIP2_OPT: Family =
     family("blip2-opt", Role::Captioner, "BLIP-2 (OPT)", Some(("blip-2", Some("opt"))), true);
 /// BLIP-2 with T5.
 pub const BLIP2_T5: Family =
-    family("blip2-t5", Role::Captioner, "BLIP-2 (Flan-T5)", Some(("blip-2", Some("t5"))), false);
+    family("blip2-t5", Role::Captioner, "BLIP-2 (Flan-T5)", Some(("blip-2", Some("t5"))), true);
 /// GIT.
 pub const GIT: Family = family("git", Role::Captioner, "GIT", Some(("git", None)), true);
 

@@ -8,7 +8,7 @@
 //! * [`family`]: which families of models are known, and which are supported.
 //! * [`clip`]: the two towers of CLIP.
 //! * [`captioner`]: caption models of every family: [`blip`], [`blip2`] and
-//!   [`git`], made of [`bert`], [`qformer`] and [`opt`]; what their decoders have
+//!   [`git`], made of [`bert`], [`qformer`], [`opt`] and [`t5`]; what their decoders have
 //!   in common is in `decoder`.
 #![forbid(unsafe_code)]
 
@@ -26,6 +26,7 @@ pub mod git;
 pub mod opt;
 mod proto;
 pub mod qformer;
+pub mod t5;
 pub mod weights;
 
 pub use captioner::{

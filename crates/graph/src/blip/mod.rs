@@ -155,7 +155,7 @@ impl Blip {
             heads: self.text.heads,
             head_dim: self.text.head_dim(),
             vocabulary: self.text.vocabulary,
-            max_positions: self.text.max_positions,
+            max_positions: Some(self.text.max_positions),
             bos_token_id: self.bos_token_id,
             eos_token_ids: vec![self.sep_token_id],
         }

@@ -100,7 +100,7 @@ impl Git {
             head_dim: self.text.head_dim(),
             vocabulary: self.text.vocabulary,
             // Those of the picture have no embedding.
-            max_positions: picture_positions + self.text.max_positions,
+            max_positions: Some(picture_positions + self.text.max_positions),
             bos_token_id: self.bos_token_id,
             eos_token_ids: self.eos_token_ids.clone(),
         }
