@@ -77,13 +77,12 @@ fn the_library_holds_no_network_client() {
 }
 
 /// Who may depend on what: (what, by whom alone).
-const ARROWS: [(&str, &[&str]); 8] = [
+const ARROWS: [(&str, &[&str]); 7] = [
     ("ort", &["imprompt-engine"]),
     ("libloading", &["imprompt-engine"]),
     ("memmap2", &["imprompt-mapping"]),
     ("ureq", &["imprompt-kserve", "imprompt"]),
     ("tonic", &["imprompt-kserve"]),
-    ("hf-hub", &["imprompt"]),
     ("imprompt-host", &["triton_imprompt"]),
     ("imprompt-kserve", &["imprompt"]),
 ];

@@ -48,6 +48,8 @@ pub enum Command {
     /// List, add and remove the label tables of a repository
     #[command(subcommand)]
     Vocabulary(Vocabulary),
+    /// List the models that are known by name
+    Models(Models),
     /// Measure latency and throughput
     Bench(Bench),
 }
@@ -57,20 +59,25 @@ pub enum Command {
 #[command(after_long_help = "Examples:\n  \
         imprompt build --clip models/demo-clip --captioner models/demo-blip2 \\\n      \
             --vocabulary models/demo-vocabulary --out demo-repository\n  \
-        imprompt build --clip openai/clip-vit-large-patch14 --vocabulary my-terms/ --out tags-only\n\n\
+        imprompt build --clip openai/clip-vit-large-patch14 --vocabulary my-terms/ --out tags-only\n  \
+        imprompt build --clip ViT-L-14/openai --captioner blip2-2.7b --out models\n\n\
         A model source is a folder as `save_pretrained` writes it (config.json, model.safetensors or \
-        its shards, tokenizer files, preprocessor_config.json), or the hub id of one: OWNER/NAME, \
-        optionally @REVISION. HF_HOME, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE mean what they always do.\n\n\
+        pytorch_model.bin or their shards, tokenizer files, preprocessor_config.json), the hub id of \
+        one (OWNER/NAME, optionally @REVISION), or one of the names that `imprompt models` lists. \
+        HF_HOME, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE mean what they always do.\n\n\
         The build writes the ONNX graphs itself and needs no Python. Weights are not converted and not \
         copied: they are hard links to the source's files where the file system allows. An existing \
         repository is replaced; label embeddings that are still right are kept.")]
 pub struct Build {
-    /// The CLIP: a folder, or a hub id
-    #[arg(long, value_name = "DIR|HF_ID", required_unless_present = "captioner")]
+    /// The CLIP: a folder, a hub id, or a known name such as ViT-L-14/openai
+    #[arg(long, value_name = "DIR|HF_ID|NAME", required_unless_present_any = ["captioner", "model_names"])]
     pub clip: Option<String>,
-    /// The captioner: a folder, or a hub id
-    #[arg(long, value_name = "DIR|HF_ID")]
+    /// The captioner: a folder, a hub id, or a known name such as blip2-2.7b
+    #[arg(long, value_name = "DIR|HF_ID|NAME")]
     pub captioner: Option<String>,
+    /// A model_name.json: an object with clip_model_name and caption_model_name
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["clip", "captioner"])]
+    pub model_names: Option<PathBuf>,
     /// A folder of label tables (*.txt, a label a line), or `clip-interrogator` for that package's five; repeatable
     #[arg(long, value_name = "DIR|clip-interrogator")]
     pub vocabulary: Vec<String>,
@@ -318,6 +325,39 @@ pub enum Vocabulary {
         #[arg(long, value_name = "REPO")]
         repo: Option<PathBuf>,
     },
+}
+
+/// `imprompt models`.
+#[derive(Debug, Args)]
+#[command(after_long_help = "Examples:\n  \
+        imprompt models --supported\n  \
+        imprompt models vit-l --kind clip\n  \
+        imprompt models --json > models.jsonl\n\n\
+        IN MEMORY is what all weights take in float32; a run needs some more. A dash is a figure that is \
+        not documented. Any other folder or hub id of a supported architecture works too.")]
+pub struct Models {
+    /// Only names that contain this
+    #[arg(value_name = "TEXT")]
+    pub filter: Option<String>,
+    /// Only one kind
+    #[arg(long, value_enum)]
+    pub kind: Option<ModelRole>,
+    /// Only those whose architecture this build supports
+    #[arg(long)]
+    pub supported: bool,
+    /// One JSON object a line: name, hub_id, kind, architecture, parameters, disk_bytes,
+    /// memory_bytes, licence, good_for, supported
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Kinds of models.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ModelRole {
+    /// Embeds pictures and texts
+    Clip,
+    /// Turns pictures into text
+    Captioner,
 }
 
 /// `imprompt bench`.

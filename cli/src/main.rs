@@ -5,6 +5,7 @@
 
 mod arguments;
 mod ask;
+mod catalogue;
 mod commands;
 mod hub;
 mod installed;
@@ -17,7 +18,7 @@ use std::process::ExitCode;
 use clap::Parser as _;
 
 use crate::arguments::{Arguments, Command};
-use crate::commands::{bench, build, caption, embed, interrogate, serve, tag, vocabulary};
+use crate::commands::{bench, build, caption, embed, interrogate, models, serve, tag, vocabulary};
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
@@ -29,6 +30,7 @@ fn main() -> ExitCode {
         Command::Caption(arguments) => caption::run(arguments),
         Command::Embed(arguments) => embed::run(arguments),
         Command::Vocabulary(arguments) => vocabulary::run(arguments),
+        Command::Models(arguments) => models::run(arguments),
         Command::Bench(arguments) => bench::run(arguments),
     };
     match result {

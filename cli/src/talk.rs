@@ -48,7 +48,13 @@ impl Failure {
     /// The same failure, said of a picture.
     #[must_use]
     pub fn in_picture(&self, path: &Path) -> Self {
-        let message = format!("{}: {}", path.display(), self.message);
+        self.of(path.display())
+    }
+
+    /// The same failure, said of something: a file, a key.
+    #[must_use]
+    pub fn of(&self, what: impl fmt::Display) -> Self {
+        let message = format!("{what}: {}", self.message);
         Failure { message, hint: self.hint.clone(), usage: self.usage }
     }
 

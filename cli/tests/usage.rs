@@ -18,6 +18,7 @@ fn help_is_as_written_down() {
         &["embed"],
         &["vocabulary"],
         &["vocabulary", "add"],
+        &["models"],
         &["bench"],
     ];
     for command in commands {
@@ -48,6 +49,8 @@ fn wrong_usage_ends_with_2_and_prints_nothing_to_stdout() {
         &["embed", "a.png", "--text", "b"],
         &["build", "--out", "r"],
         &["build", "--clip", "c"],
+        &["build", "--clip", "c", "--model-names", "m", "--out", "r"],
+        &["models", "--kind", "cat"],
         &["bench", "a.png", "--requests", "0"],
         &["bench", "a.png", "--ensemble", "zero_shot"],
         &["vocabulary", "add"],
@@ -117,10 +120,46 @@ fn a_source_that_is_neither_folder_nor_id_is_refused() {
     assert_eq!(run.code, 1);
     assert_eq!(
         run.stderr,
-        "error: ./nowhere: no such folder\n\
-         hint: name a model folder, or a hub id of the form OWNER/NAME\n"
+        "error: ./nowhere: no such folder, and no known name of a CLIP\n\
+         hint: supported: a folder, a hub id of the form OWNER/NAME, or a name that `imprompt models` \
+         lists, of CLIP (vision transformer)\n"
     );
     assert!(!out.exists());
+}
+
+#[test]
+fn known_models_are_a_table_and_json_lines() {
+    let table = imprompt_with(&["models"]);
+    assert_eq!((table.code, &*table.stderr), (0, ""));
+    let lines: Vec<&str> = table.stdout.lines().collect();
+    assert!(lines[0].starts_with("NAME") && lines[0].ends_with("GOOD FOR"));
+    assert!(lines.iter().any(|line| line.starts_with("ViT-L-14/openai ")
+        && line.contains("428 M")
+        && line.contains("openai/clip-vit-large-patch14 ")));
+    let json = imprompt_with(&["models", "--json"]);
+    let parsed: Vec<serde_json::Value> =
+        json.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(parsed.len(), lines.len() - 1);
+    let blip2 = parsed.iter().find(|model| model["name"] == "blip2-2.7b").unwrap();
+    assert_eq!(
+        *blip2,
+        serde_json::json!({
+            "name": "blip2-2.7b", "hub_id": "Salesforce/blip2-opt-2.7b", "kind": "captioner",
+            "architecture": "BLIP-2 (OPT)", "parameters": 3_744_680_000u64,
+            "disk_bytes": 15_500_000_000u64, "memory_bytes": 14_978_720_000u64, "licence": "MIT",
+            "good_for": "better captions, questions; the AWS sample's default", "supported": true
+        })
+    );
+    let some = imprompt_with(&["models", "VIT-L", "--kind", "clip", "--supported", "--json"]);
+    assert!(some.stdout.lines().count() > 5);
+    assert!(
+        some.stdout
+            .lines()
+            .all(|line| line.contains("ViT-L-14") && line.contains("\"supported\":true"))
+    );
+    let none = imprompt_with(&["models", "nothing of the kind"]);
+    assert_eq!((none.code, &*none.stdout), (1, ""));
+    assert!(none.stderr.contains("hint: "));
 }
 
 #[test]

@@ -3,9 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use imprompt_repository::family::Role;
 use imprompt_repository::{BuildRequest, Manifest, ModelFolder, Progress as _};
 
 use crate::arguments::{Build, Device};
+use crate::catalogue::{self, ModelNames};
 use crate::hub::{self, HubId};
 use crate::talk::{Bars, Failure, Result};
 use crate::{installed, wheel};
@@ -22,10 +24,22 @@ pub fn run(arguments: &Build) -> Result<()> {
         Failure::from(error).hint("choose another --out, or remove that folder yourself")
     })?;
     let Device::Cpu = arguments.device;
-    let model = |source: &Option<String>| source.as_deref().map(|source| model(source, &bars));
+    let (clip, captioner) = match &arguments.model_names {
+        Some(file) => {
+            let names = ModelNames::read(file)?;
+            (Some(names.clip), names.captioner)
+        }
+        None => (arguments.clip.clone(), arguments.captioner.clone()),
+    };
+    // Both are looked up before one is downloaded.
+    let source = |source: Option<String>, role| {
+        source.map(|source| ModelSource::find(&source, role)).transpose()
+    };
+    let (clip, captioner) = (source(clip, Role::Clip)?, source(captioner, Role::Captioner)?);
+    let open = |source: Option<ModelSource>| source.map(|source| source.open(&bars)).transpose();
     let request = BuildRequest {
-        clip: model(&arguments.clip).transpose()?,
-        captioner: model(&arguments.captioner).transpose()?,
+        clip: open(clip)?,
+        captioner: open(captioner)?,
         vocabularies: vocabularies(&arguments.vocabulary, &bars)?,
         out: arguments.out.clone(),
         copy: arguments.copy,
@@ -37,17 +51,32 @@ pub fn run(arguments: &Build) -> Result<()> {
     Ok(())
 }
 
-/// A folder, or the folder of a hub's model.
-fn model(source: &str, bars: &Bars) -> Result<ModelFolder> {
-    let folder = Path::new(source);
-    if folder.is_dir() {
-        return Ok(ModelFolder::open(folder)?);
+/// Where a model comes from.
+enum ModelSource {
+    Folder(PathBuf),
+    Hub(HubId, Role),
+}
+
+impl ModelSource {
+    /// A folder where there is one, else a known name or a hub id.
+    fn find(source: &str, role: Role) -> Result<Self> {
+        let folder = Path::new(source);
+        match folder.is_dir() {
+            true => Ok(ModelSource::Folder(folder.to_owned())),
+            false => Ok(ModelSource::Hub(catalogue::resolve(source, role)?, role)),
+        }
     }
-    let Some(id) = HubId::parse(source) else {
-        return Err(Failure::new(format!("{source}: no such folder"))
-            .hint("name a model folder, or a hub id of the form OWNER/NAME"));
-    };
-    Ok(ModelFolder::named(&hub::fetch(&id, bars)?, id.to_string())?)
+
+    fn open(self, bars: &Bars) -> Result<ModelFolder> {
+        match self {
+            ModelSource::Folder(folder) => Ok(ModelFolder::open(&folder)?),
+            ModelSource::Hub(id, role) => {
+                let check =
+                    |folder: &Path| Ok(imprompt_repository::check_architecture(folder, role)?);
+                Ok(ModelFolder::named(&hub::fetch(&id, &check, bars)?, id.to_string())?)
+            }
+        }
+    }
 }
 
 /// Folders and files of label tables; the package's lists where its name is given.

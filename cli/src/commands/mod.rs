@@ -5,6 +5,7 @@ pub mod build;
 pub mod caption;
 pub mod embed;
 pub mod interrogate;
+pub mod models;
 pub mod run;
 pub mod serve;
 pub mod tag;

@@ -29,7 +29,11 @@ pub fn imprompt() -> Command {
         "TRITONSERVER",
         "HF_HOME",
         "HF_HUB_CACHE",
+        "HUGGINGFACE_HUB_CACHE",
         "HF_TOKEN",
+        "HF_TOKEN_PATH",
+        "HUGGING_FACE_HUB_TOKEN",
+        "TRANSFORMERS_OFFLINE",
         "HF_ENDPOINT",
         "HF_HUB_OFFLINE",
         "PIP_INDEX_URL",
@@ -78,11 +82,32 @@ pub struct Reply {
     pub status: u16,
     pub headers: Vec<(String, String)>,
     pub body: Vec<u8>,
+    /// Bytes of the body after which the connection ends, or goes silent.
+    pub end: Option<(usize, End)>,
+}
+
+/// How a connection ends before its time.
+#[derive(Clone, Copy, Debug)]
+pub enum End {
+    Cut,
+    Silence,
 }
 
 impl Reply {
     pub fn new(status: u16, body: impl Into<Vec<u8>>) -> Self {
-        Reply { status, headers: vec![], body: body.into() }
+        Reply { status, headers: vec![], body: body.into(), end: None }
+    }
+
+    /// Ends the connection after this many bytes of the body.
+    pub fn cut(mut self, after: usize) -> Self {
+        self.end = Some((after, End::Cut));
+        self
+    }
+
+    /// Sends nothing after this many bytes of the body, and keeps the connection.
+    pub fn stalled(mut self, after: usize) -> Self {
+        self.end = Some((after, End::Silence));
+        self
     }
 
     pub fn header(mut self, name: &str, value: impl ToString) -> Self {
@@ -138,6 +163,7 @@ fn serve(mut stream: TcpStream, seen: &Mutex<Vec<Asked>>, answer: &dyn Fn(&Asked
     asked.body.resize(length, 0);
     reader.read_exact(&mut asked.body).unwrap();
     let reply = answer(&asked);
+    let is_head = asked.method == "HEAD";
     seen.lock().unwrap().push(asked);
     let mut head = format!(
         "HTTP/1.1 {} X\r\nconnection: close\r\ncontent-length: {}\r\n",
@@ -148,5 +174,13 @@ fn serve(mut stream: TcpStream, seen: &Mutex<Vec<Asked>>, answer: &dyn Fn(&Asked
         head.push_str(&format!("{name}: {value}\r\n"));
     }
     let _ = stream.write_all(format!("{head}\r\n").as_bytes());
-    let _ = stream.write_all(&reply.body);
+    let sent = reply.end.map_or(reply.body.len(), |(after, _)| after.min(reply.body.len()));
+    let is_silent = matches!(reply.end, Some((_, End::Silence)));
+    // A HEAD has the headers of a GET alone.
+    if !is_head {
+        let _ = stream.write_all(&reply.body[..sent]);
+    }
+    if is_silent {
+        std::thread::sleep(std::time::Duration::from_secs(600));
+    }
 }

@@ -34,8 +34,13 @@ struct Golden {
 
 impl Golden {
     fn new(name: &str) -> Self {
-        let goldens = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../goldens/clip");
-        let source = goldens.join(name);
+        Self::of(name, "clip")
+    }
+
+    /// With the weights as they are in `goldens/FORMAT`.
+    fn of(name: &str, format: &str) -> Self {
+        let all = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../goldens");
+        let (goldens, source) = (all.join("clip"), all.join(format).join(name));
         let graphs = clip_graphs(&source).unwrap();
         let folder = tempfile::tempdir().unwrap();
         for file in graphs.image.weight_files.union(&graphs.text.weight_files) {
@@ -131,6 +136,20 @@ fn pictures_equal_the_reference() {
         let alone: Vec<f32> =
             pixels.chunks_exact(each).flat_map(|one| encoder.encode(one, 1).unwrap()).collect();
         assert_close(&format!("{name} images alone"), &alone, &together, 1e-6);
+    }
+}
+
+/// ONNX Runtime takes the weights out of the middle of a pytorch_model.bin.
+#[test]
+fn weights_of_torch_save_equal_the_reference() {
+    for name in ["gelu_f16", "sharded_bf16"] {
+        let golden = Golden::of(name, "torch");
+        let files = std::fs::read_dir(golden.folder.path()).unwrap();
+        let names = files.map(|file| file.unwrap().file_name().into_string().unwrap());
+        assert!(names.into_iter().all(|name| !name.ends_with(".safetensors")));
+        let pictures = golden.image_encoder().encode(&golden.pictures(), PICTURES).unwrap();
+        assert_close(&format!("{name} images"), &pictures, &golden.image_embeds, 1e-5);
+        assert_close(&format!("{name} texts"), &golden.padded_run(), &golden.text_embeds, 1e-5);
     }
 }
 

@@ -1,10 +1,11 @@
 //! ONNX graphs of the models of imprompt, written from a Hugging Face model
-//! folder without Python: `config.json` is read, the header of the safetensors
-//! is read, the weights stay where they are and are referenced by offset.
+//! folder without Python: `config.json` is read, the headers of the weight files
+//! are read, the weights stay where they are and are referenced by offset.
 //!
 //! * [`weights`]: which tensor lies where in the model's files.
 //! * [`builder`]: nodes, constants and references to weights become a graph.
 //! * [`config`]: `config.json`, with every key accounted for.
+//! * [`family`]: which families of models are known, and which are supported.
 //! * [`clip`]: the two towers of CLIP.
 //! * [`captioner`]: caption models of every family: [`blip`], [`blip2`] and
 //!   [`git`], made of [`bert`], [`qformer`], [`opt`] and [`t5`]; what their decoders have
@@ -19,6 +20,7 @@ pub mod captioner;
 pub mod clip;
 pub mod config;
 mod decoder;
+pub mod family;
 mod generation;
 pub mod git;
 pub mod opt;

@@ -3,9 +3,10 @@
 
 use std::path::{Path, PathBuf};
 
-use imprompt_error::{Error, Result};
+use imprompt_error::{Error, Kind, Result};
 use imprompt_graph::builder::Graph;
 use imprompt_graph::clip::{IMAGE_GRAPH, TEXT_GRAPH};
+use imprompt_graph::family::Role;
 use imprompt_graph::{CaptionGraphs, ClipGraphs, caption_graphs, clip_graphs};
 use imprompt_stage::captioner::CaptionerFile;
 use imprompt_stage::clip_image::ClipImageFile;
@@ -47,7 +48,7 @@ pub struct BuildRequest {
 /// Fails where `out` exists and is not a repository: a build replaces what it wrote, nothing else.
 ///
 /// # Errors
-/// [`imprompt_error::Kind::InvalidInput`] naming the folder.
+/// [`Kind::InvalidInput`] naming the folder.
 pub fn check_target(out: &Path) -> Result<()> {
     let is_free = match std::fs::read_dir(out) {
         Ok(mut entries) => entries.next().is_none(),
@@ -60,6 +61,22 @@ pub fn check_target(out: &Path) -> Result<()> {
         "{}: exists and is not a repository made by `imprompt build`",
         out.display()
     )))
+}
+
+/// Fails where this build writes no graphs for the model in `folder`, whose weights may not be
+/// there yet: what is wrong besides is found when it is built.
+///
+/// # Errors
+/// [`Kind::Unsupported`] naming the architecture or the key of the configuration.
+pub fn check_architecture(folder: &Path, role: Role) -> Result<()> {
+    let result = match role {
+        Role::Clip => clip_graphs(folder).map(drop),
+        Role::Captioner => caption_graphs(folder).map(drop),
+    };
+    match result {
+        Err(error) if error.kind() == Kind::Unsupported => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// Builds the repository. It appears whole or not at all; one that was there before stays until

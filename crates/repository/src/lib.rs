@@ -13,9 +13,11 @@ mod source;
 mod tables;
 mod vocabulary;
 
-pub use build::{BuildRequest, build, check_target};
+pub use build::{BuildRequest, build, check_architecture, check_target};
+pub use imprompt_graph::family;
+pub use imprompt_graph::weights::WEIGHT_FILES;
 pub use in_process::InProcess;
 pub use manifest::{FileEntry, Manifest, Source, TableEntry};
 pub use progress::{Progress, Silent, Unit};
-pub use source::ModelFolder;
+pub use source::{CONFIG_FILES, ModelFolder, OPEN_CLIP_FILES, TOKENIZER_FILES};
 pub use vocabulary::{AddTables, add_tables, remove_tables};

@@ -10,7 +10,7 @@ use crate::files;
 use crate::manifest::Source;
 
 /// Tokenizer files; a folder has some of them.
-const TOKENIZER_FILES: [&str; 6] = [
+pub const TOKENIZER_FILES: [&str; 6] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -18,6 +18,13 @@ const TOKENIZER_FILES: [&str; 6] = [
     "vocab.json",
     "merges.txt",
 ];
+
+/// Configurations; a folder has some of them.
+pub const CONFIG_FILES: [&str; 4] =
+    ["config.json", "generation_config.json", PREPROCESSOR, PROCESSOR];
+
+/// Configuration and weights of a CLIP as open_clip keeps it.
+pub const OPEN_CLIP_FILES: [&str; 2] = ["open_clip_config.json", "open_clip_model.safetensors"];
 
 /// The image processor's configuration.
 const PREPROCESSOR: &str = "preprocessor_config.json";

@@ -1,12 +1,12 @@
-//! Which tensor of a model lies where: an index over the safetensors headers
-//! of a Hugging Face folder. No weight is read, so a 15 GB model costs what its
-//! header costs.
-//!
-//! Format: <https://huggingface.co/docs/safetensors>: eight bytes of header
-//! length (little endian), a JSON header, the data.
+//! Which tensor of a model lies where: an index over the headers of the weight
+//! files of a Hugging Face folder: safetensors, or what `torch.save` writes. No
+//! weight is read, so a 15 GB model costs what its header costs.
+
+mod pickle;
+mod safetensors;
+mod torch;
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -14,13 +14,16 @@ use std::path::{Path, PathBuf};
 use half::{bf16, f16};
 use imprompt_error::{Error, Kind, Result};
 use serde::Deserialize;
-use serde::de::{Deserializer, MapAccess, Visitor};
 
 /// The longest header that is read; the limit of the reference reader.
 pub const MAX_HEADER_BYTES: u64 = 100_000_000;
 
 /// The longest tensor that [`WeightIndex::read_floats`] reads.
 pub const MAX_READ_ELEMENTS: usize = 1 << 20;
+
+/// What to do with weights that are not read as they are.
+const CONVERT: &str = "load the model with transformers and save it with \
+                       save_pretrained(folder, safe_serialization=True)";
 
 /// The type of a stored tensor's elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize)]
@@ -78,36 +81,71 @@ pub struct Weight {
 pub struct WeightIndex {
     folder: PathBuf,
     tensors: BTreeMap<String, Weight>,
+    unusable: BTreeMap<String, Unusable>,
 }
 
+/// A tensor that cannot be used where it lies. It is an error only for one who asks for it:
+/// checkpoints hold buffers that no graph needs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Unusable {
+    file: String,
+    /// Follows the tensor's name in the error.
+    why: String,
+}
+
+/// What one weight file holds.
+#[derive(Debug, Default)]
+struct Contents {
+    tensors: BTreeMap<String, Weight>,
+    unusable: BTreeMap<String, Unusable>,
+}
+
+/// Names that a model's weights have in its folder, the single file and the index of shards; the
+/// first that is there is taken, so safetensors go before what `torch.save` wrote.
+pub const WEIGHT_FILES: [(&str, &str); 2] = [
+    ("model.safetensors", "model.safetensors.index.json"),
+    ("pytorch_model.bin", "pytorch_model.bin.index.json"),
+];
+
 impl WeightIndex {
-    /// The index of `folder`: `model.safetensors`, or the shards named by
-    /// `model.safetensors.index.json`. A single file wins, as in the reference.
+    /// The index of `folder`: its `model.safetensors`, the shards named by
+    /// `model.safetensors.index.json`, or the same of `pytorch_model.bin`. A single
+    /// file wins over shards, and safetensors over the others, as in the reference.
     ///
     /// # Errors
-    /// `NotFound` when the folder has neither; `BadModel` naming the file when a
+    /// `NotFound` when the folder has none; `BadModel` naming the file when a
     /// header is malformed, a tensor lies outside its file or over another, or
-    /// a shard lacks what the index promises.
+    /// a shard lacks what the index promises; `Unsupported` when a `.bin` file is
+    /// of a kind that is not read.
     pub fn open(folder: &Path) -> Result<Self> {
-        let single = folder.join("model.safetensors");
-        if single.is_file() {
-            return Self::open_files(folder, &["model.safetensors".to_owned()]);
+        for (single, index) in WEIGHT_FILES {
+            if folder.join(single).is_file() {
+                return Self::open_files(folder, &[single.to_owned()]);
+            }
+            let index = folder.join(index);
+            if index.is_file() {
+                return Self::open_shards(folder, &index);
+            }
         }
-        let index = folder.join("model.safetensors.index.json");
-        if !index.is_file() {
-            return Err(Error::not_found(format!(
-                "{} has neither model.safetensors nor model.safetensors.index.json (weights in \
-                 other formats, such as pytorch_model.bin, are not read)",
-                folder.display()
-            )));
-        }
-        let promised = read_shard_index(&index)?;
+        let names: Vec<&str> =
+            WEIGHT_FILES.iter().flat_map(|(one, index)| [*one, *index]).collect();
+        Err(Error::not_found(format!(
+            "{} has no weights (none of {})",
+            folder.display(),
+            names.join(", ")
+        )))
+    }
+
+    fn open_shards(folder: &Path, index: &Path) -> Result<Self> {
+        let promised = read_shard_index(index)?;
         let mut files: Vec<String> = promised.values().cloned().collect();
         files.sort();
         files.dedup();
         let this = Self::open_files(folder, &files)?;
         for (name, file) in &promised {
-            if this.tensors.get(name).is_none_or(|tensor| tensor.file != *file) {
+            let place = this.tensors.get(name).map(|weight| &weight.file);
+            let place = place.or(this.unusable.get(name).map(|unusable| &unusable.file));
+            if place != Some(file) {
                 return Err(Error::bad_model(format!(
                     "{}: tensor {name} is promised in {file}, which does not hold it",
                     index.display()
@@ -117,15 +155,22 @@ impl WeightIndex {
         Ok(this)
     }
 
-    /// The index of these files of `folder`.
+    /// The index of these files of `folder`: a name that ends in `.bin` is read as
+    /// what `torch.save` writes, any other as safetensors.
     ///
     /// # Errors
     /// As [`Self::open`].
     pub fn open_files(folder: &Path, files: &[String]) -> Result<Self> {
-        let mut tensors = BTreeMap::new();
+        let mut this = WeightIndex { folder: folder.to_owned(), ..WeightIndex::default() };
         for file in files {
-            for (name, weight) in read_header(folder, file)? {
-                if let Some(other) = tensors.insert(name.clone(), weight) {
+            let contents = match file.ends_with(".bin") {
+                true => torch::read(folder, file)?,
+                false => {
+                    Contents { tensors: safetensors::read(folder, file)?, ..Contents::default() }
+                }
+            };
+            for (name, weight) in contents.tensors {
+                if let Some(other) = this.tensors.insert(name.clone(), weight) {
                     return Err(Error::bad_model(format!(
                         "{}: tensor {name} is in {} and in {file}",
                         folder.display(),
@@ -133,8 +178,9 @@ impl WeightIndex {
                     )));
                 }
             }
+            this.unusable.extend(contents.unusable);
         }
-        Ok(WeightIndex { folder: folder.to_owned(), tensors })
+        Ok(this)
     }
 
     /// The model's folder.
@@ -151,16 +197,25 @@ impl WeightIndex {
     /// Whether there is a tensor of this name.
     #[must_use]
     pub fn contains(&self, name: &str) -> bool {
-        self.tensors.contains_key(name)
+        self.tensors.contains_key(name) || self.unusable.contains_key(name)
     }
 
     /// The tensor `name`.
     ///
     /// # Errors
-    /// `BadModel` when there is none.
+    /// `BadModel` when there is none; `Unsupported` when it cannot be used where it lies.
     pub fn get(&self, name: &str) -> Result<&Weight> {
-        self.tensors.get(name).ok_or_else(|| {
-            Error::bad_model(format!("{}: there is no tensor {name}", self.folder.display()))
+        if let Some(weight) = self.tensors.get(name) {
+            return Ok(weight);
+        }
+        Err(match self.unusable.get(name) {
+            Some(Unusable { file, why }) => Error::unsupported(format!(
+                "{}: tensor {name} {why}; {CONVERT}",
+                self.folder.join(file).display()
+            )),
+            None => {
+                Error::bad_model(format!("{}: there is no tensor {name}", self.folder.display()))
+            }
         })
     }
 
@@ -252,107 +307,4 @@ fn read_shard_index(path: &Path) -> Result<BTreeMap<String, String>> {
         return Err(wrong("names no tensor".to_owned()));
     }
     Ok(index.weight_map)
-}
-
-#[derive(Deserialize)]
-struct Entry {
-    dtype: DType,
-    shape: Vec<u64>,
-    data_offsets: [u64; 2],
-}
-
-/// The header's entries; a name that appears twice is an error, which a map
-/// would hide.
-struct Entries(Vec<(String, Entry)>);
-
-impl<'de> Deserialize<'de> for Entries {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct EntriesVisitor;
-        impl<'de> Visitor<'de> for EntriesVisitor {
-            type Value = Entries;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object of tensors")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Entries, A::Error> {
-                let mut entries = Vec::new();
-                while let Some(name) = map.next_key::<String>()? {
-                    if name == "__metadata__" {
-                        map.next_value::<serde::de::IgnoredAny>()?;
-                    } else {
-                        entries.push((name, map.next_value()?));
-                    }
-                }
-                Ok(Entries(entries))
-            }
-        }
-        deserializer.deserialize_map(EntriesVisitor)
-    }
-}
-
-fn read_header(folder: &Path, file: &str) -> Result<BTreeMap<String, Weight>> {
-    let path = folder.join(file);
-    let wrong = |what: String| Error::bad_model(format!("{}: {what}", path.display()));
-    let mut source = open_file(&path)?;
-    let file_length = source.metadata().map_err(|e| wrong(e.to_string()))?.len();
-    let mut prefix = [0; 8];
-    source
-        .read_exact(&mut prefix)
-        .map_err(|_| wrong(format!("has {file_length} bytes, too few for a safetensors header")))?;
-    let header_length = u64::from_le_bytes(prefix);
-    let rest = file_length.saturating_sub(8);
-    if header_length > MAX_HEADER_BYTES.min(rest) {
-        return Err(wrong(format!(
-            "claims a header of {header_length} bytes; the file has {rest} after the length, and \
-             at most {MAX_HEADER_BYTES} are allowed"
-        )));
-    }
-    let mut header = vec![0; header_length as usize];
-    source.read_exact(&mut header).map_err(|e| wrong(format!("header cannot be read: {e}")))?;
-    let entries: Entries = serde_json::from_slice(&header)
-        .map_err(|e| wrong(format!("header is not that of a safetensors file: {e}")))?;
-    place(entries, file, header_length + 8, file_length).map_err(wrong)
-}
-
-/// The entries as places in the file; the error says what is wrong.
-fn place(
-    Entries(entries): Entries,
-    file: &str,
-    data_start: u64,
-    file_length: u64,
-) -> Result<BTreeMap<String, Weight>, String> {
-    let data_length = file_length - data_start;
-    let mut spans = Vec::with_capacity(entries.len());
-    let mut tensors = BTreeMap::new();
-    for (name, Entry { dtype, shape, data_offsets: [begin, end] }) in entries {
-        if begin > end || end > data_length {
-            return Err(format!(
-                "tensor {name} lies at bytes {begin} to {end}, the data has {data_length} bytes"
-            ));
-        }
-        let length = end - begin;
-        let needed = shape.iter().try_fold(dtype.size(), |product, &dim| product.checked_mul(dim));
-        if needed != Some(length) {
-            return Err(format!(
-                "tensor {name} of type {dtype:?} and shape {shape:?} has {length} bytes"
-            ));
-        }
-        if length > 0 {
-            spans.push((begin, end));
-        }
-        let weight =
-            Weight { file: file.to_owned(), dtype, shape, offset: data_start + begin, length };
-        if tensors.insert(name.clone(), weight).is_some() {
-            return Err(format!("tensor {name} appears twice"));
-        }
-    }
-    spans.sort_unstable();
-    if let Some(pair) = spans.windows(2).find(|pair| pair[0].1 > pair[1].0) {
-        return Err(format!(
-            "two tensors overlap at bytes {} to {} of the data",
-            pair[1].0, pair[0].1
-        ));
-    }
-    Ok(tensors)
 }
