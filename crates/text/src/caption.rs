@@ -9,8 +9,18 @@ use crate::clean::python_strip;
 use crate::files::Folder;
 use crate::pipeline;
 
+/// The special tokens of `BertTokenizer` where the configuration names none.
+const BERT_TOKENS: &[(&str, &str)] = &[
+    ("unk_token", "[UNK]"),
+    ("sep_token", "[SEP]"),
+    ("pad_token", "[PAD]"),
+    ("cls_token", "[CLS]"),
+    ("mask_token", "[MASK]"),
+];
+
 /// Text to ids for a language model, and its answer back to text: OPT's
-/// byte-level pairs, and any other model whose folder has a `tokenizer.json`.
+/// byte-level pairs, BERT's word pieces, and any other model whose folder has a
+/// `tokenizer.json`.
 ///
 /// Reference: transformers 4.33.1, `AutoTokenizer` (the fast tokenizer).
 /// A special token that is written out in a text is that token, as there: "</s>"
@@ -24,17 +34,22 @@ pub struct CaptionTokenizer {
 }
 
 impl CaptionTokenizer {
-    /// Loads a folder's `tokenizer.json`, else GPT-2's pipeline over its
-    /// `vocab.json` and `merges.txt` (with `add_bos_token` and the special
-    /// tokens of its configuration).
+    /// Loads a folder's `tokenizer.json`, else BERT's pipeline over its
+    /// `vocab.txt`, else GPT-2's over its `vocab.json` and `merges.txt` (with
+    /// `add_bos_token` and the special tokens of its configuration).
     ///
     /// # Errors
     /// [`imprompt_error::Kind::BadModel`] when a file is missing or malformed.
     pub fn load(folder: &Path) -> Result<Self> {
-        let folder = Folder::new(folder, &[]);
-        let tokenizer = match folder.tokenizer()? {
-            Some(tokenizer) => tokenizer,
-            None => {
+        let mut folder = Folder::new(folder, &[]);
+        let word_pieces = folder.word_pieces()?;
+        if word_pieces.is_some() {
+            folder = folder.with_defaults(BERT_TOKENS);
+        }
+        let tokenizer = match (folder.tokenizer()?, word_pieces) {
+            (Some(tokenizer), _) => tokenizer,
+            (None, Some(tokens)) => pipeline::bert(&folder, &tokens)?,
+            (None, None) => {
                 let add_bos = folder.flag("add_bos_token")?.unwrap_or(false);
                 let bos = folder.special_token("bos_token")?.filter(|_| add_bos);
                 pipeline::gpt2(&folder, &folder.byte_pairs()?, bos)?

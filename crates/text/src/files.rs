@@ -86,6 +86,11 @@ impl Folder {
         Folder { path: path.to_path_buf(), defaults }
     }
 
+    /// The same folder with the special tokens of another class.
+    pub(crate) fn with_defaults(self, defaults: &'static [(&'static str, &'static str)]) -> Self {
+        Folder { defaults, ..self }
+    }
+
     /// How messages name the folder.
     pub(crate) fn name(&self) -> String {
         format!("tokenizer of {}", self.path.display())
@@ -141,6 +146,16 @@ impl Folder {
             merges.push(merge);
         }
         Ok(Vocabulary { ids, merges })
+    }
+
+    /// The tokens of vocab.txt, a line each; `None` without the file.
+    pub(crate) fn word_pieces(&self) -> Result<Option<Vec<String>>> {
+        // Python's reader ends a line at "\n" alone and takes the rest as it is.
+        let lines = |text: String| {
+            let text = text.strip_suffix('\n').unwrap_or(&text);
+            text.split('\n').map(str::to_owned).collect()
+        };
+        Ok(self.read("vocab.txt")?.map(lines))
     }
 
     /// The pipeline of tokenizer.json as transformers loads it: without its

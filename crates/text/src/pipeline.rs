@@ -2,7 +2,7 @@
 //! tokenizer.json (transformers 4.33.1, convert_slow_tokenizer.py).
 
 use imprompt_error::{Error, Result};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use tokenizers::Tokenizer;
 
 use crate::files::{Folder, Vocabulary};
@@ -96,6 +96,45 @@ pub(crate) fn gpt2(
         "decoder": byte_level,
     });
     build(folder, vocabulary, parts, ("", None))
+}
+
+/// `BertConverter`, over the tokens of vocab.txt.
+pub(crate) fn bert(folder: &Folder, tokens: &[String]) -> Result<Tokenizer> {
+    let vocab: Map<String, Value> =
+        tokens.iter().enumerate().map(|(id, token)| (token.clone(), id.into())).collect();
+    let id = |token: &str| {
+        vocab.get(token).cloned().ok_or_else(|| folder.bad(format!("no {token} in vocab.txt")))
+    };
+    let (cls, sep) = (id("[CLS]")?, id("[SEP]")?);
+    let part = |token: &str| json!({"SpecialToken": {"id": token, "type_id": 0}});
+    let special = |token: &str, id: &Value| json!({"id": token, "ids": [id], "tokens": [token]});
+    let text = json!({"Sequence": {"id": "A", "type_id": 0}});
+    let second = json!({"Sequence": {"id": "B", "type_id": 1}});
+    let parts = json!({
+        "version": "1.0",
+        "added_tokens": [],
+        "normalizer": {
+            "type": "BertNormalizer", "clean_text": true,
+            "handle_chinese_chars": folder.flag("tokenize_chinese_chars")?.unwrap_or(true),
+            "strip_accents": folder.flag("strip_accents")?,
+            "lowercase": folder.flag("do_lower_case")?.unwrap_or(true),
+        },
+        "pre_tokenizer": {"type": "BertPreTokenizer"},
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [part("[CLS]"), text, part("[SEP]")],
+            "pair": [part("[CLS]"), text, part("[SEP]"), second, part("[SEP]")],
+            "special_tokens": {"[CLS]": special("[CLS]", &cls), "[SEP]": special("[SEP]", &sep)},
+        },
+        "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": true},
+        "model": {
+            "type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##",
+            "max_input_chars_per_word": 100, "vocab": vocab,
+        },
+    });
+    let mut tokenizer: Tokenizer = parts.to_string().parse().map_err(|error| folder.bad(error))?;
+    folder.add_special_tokens(&mut tokenizer)?;
+    Ok(tokenizer)
 }
 
 fn build(

@@ -159,3 +159,27 @@ fn opt_texts_are_equal_from_either_layout() {
         }
     }
 }
+
+#[derive(Deserialize)]
+struct BertRow {
+    f: String,
+    t: String,
+    ids: Vec<u32>,
+    said: Vec<u32>,
+    strip: String,
+}
+
+#[test]
+fn bert_ids_and_texts_are_equal_without_a_tokenizer_json() {
+    let rows: Vec<BertRow> = rows("bert.jsonl");
+    for folder in ["bert-small", "bert-small-cased"] {
+        let tokenizer = CaptionTokenizer::load(&goldens(folder)).unwrap();
+        let own: Vec<&BertRow> = rows.iter().filter(|row| row.f == folder).collect();
+        let cases =
+            own.iter().map(|row| (&*row.t, tokenizer.encode(&row.t).unwrap(), row.ids.clone()));
+        compare(folder, 1_200, cases);
+        for row in own {
+            assert_eq!(tokenizer.caption(&row.said).unwrap(), row.strip, "{:?}", row.said);
+        }
+    }
+}
