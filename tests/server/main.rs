@@ -9,6 +9,7 @@ mod batches;
 mod cancellation;
 mod configuration;
 mod ensembles;
+mod families;
 mod goldens;
 mod library;
 mod lifecycle;

@@ -10,13 +10,14 @@ use crate::files;
 use crate::manifest::Source;
 
 /// Tokenizer files; a folder has some of them.
-pub const TOKENIZER_FILES: [&str; 6] = [
+pub const TOKENIZER_FILES: [&str; 7] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.json",
     "merges.txt",
+    "vocab.txt",
 ];
 
 /// Configurations; a folder has some of them.
@@ -101,11 +102,11 @@ impl ModelFolder {
             }
         }
         let has = |name| copied.contains(&name);
-        if has("tokenizer.json") || (has("vocab.json") && has("merges.txt")) {
+        if has("tokenizer.json") || has("vocab.txt") || (has("vocab.json") && has("merges.txt")) {
             return Ok(());
         }
         Err(Error::not_found(format!(
-            "{}: no tokenizer (neither tokenizer.json nor vocab.json with merges.txt)",
+            "{}: no tokenizer (neither tokenizer.json nor vocab.txt nor vocab.json with merges.txt)",
             self.path.display()
         )))
     }
