@@ -29,6 +29,21 @@ fail() {
     exit 1
 }
 
+as_root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi; }
+
+# need TOOL PACKAGE: notes the package of a tool that is missing, for install_missing.
+missing=()
+need() { command -v "$1" >/dev/null || missing+=("$2"); }
+
+# install_missing: installs what was noted.
+install_missing() {
+    if [ ${#missing[@]} -eq 0 ]; then return; fi
+    say "installing system packages: ${missing[*]}"
+    as_root apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive as_root apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+    missing=()
+}
+
 # build_release: the backend and the command, as users run them.
 build_release() {
     say "building libtriton_imprompt.so and the imprompt command (the first time takes minutes)"

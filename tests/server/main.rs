@@ -15,3 +15,4 @@ mod library;
 mod lifecycle;
 mod statistics;
 mod support;
+mod transport;

@@ -112,6 +112,11 @@ impl Server {
         format!("127.0.0.1:{}", self.grpc)
     }
 
+    /// The server's process.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
     /// What the server has written so far.
     pub fn log(&self) -> String {
         fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()

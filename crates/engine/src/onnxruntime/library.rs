@@ -42,11 +42,25 @@ pub struct Opened {
     _library: Library,
 }
 
-/// Opens the first library that is found.
+/// What keeps ONNX Runtime from sending data about models and the machine to its
+/// makers. Since 1.29 the official builds for Linux do that from the moment on in
+/// which the environment is created; `DisableTelemetryEvents`, which needs one,
+/// comes too late.
+const TELEMETRY_VARIABLE: &str = "ORT_DISABLE_TELEMETRY";
+
+/// Opens the first library that is found, with its telemetry off.
 ///
 /// # Errors
 /// `NotFound` naming what was tried; `Unsupported` when one is too old.
 pub fn open(search: &LibrarySearch) -> Result<Opened> {
+    if std::env::var_os(TELEMETRY_VARIABLE).is_none() {
+        // SAFETY: what could go wrong is a thread of other than Rust code that reads
+        // the environment at this very moment. It is written once a process, by the
+        // first who opens the library (`OPENING` is locked), which in a server is
+        // while models load, and glibc leaves the memory of the first environment
+        // as it is.
+        unsafe { std::env::set_var(TELEMETRY_VARIABLE, "1") };
+    }
     let named =
         search.path.clone().map(|path| ("the configuration".to_owned(), path)).or_else(|| {
             LIBRARY_VARIABLES.into_iter().find_map(|variable| {
