@@ -10,6 +10,7 @@ mod layout;
 mod manifest;
 mod progress;
 mod source;
+mod stream;
 mod tables;
 mod vocabulary;
 
@@ -18,4 +19,5 @@ pub use in_process::InProcess;
 pub use manifest::{FileEntry, Manifest, Source, TableEntry};
 pub use progress::{Progress, Silent, Unit};
 pub use source::ModelFolder;
+pub use stream::CaptionStream;
 pub use vocabulary::{AddTables, add_tables, remove_tables};
