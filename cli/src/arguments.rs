@@ -148,6 +148,44 @@ pub struct Pictures {
     pub paths: Vec<PathBuf>,
 }
 
+/// The heading of [`Generation`].
+const GENERATION: &str = "How the caption is generated";
+
+/// How a caption is generated; each flag is an optional input of the ensembles.
+#[derive(Clone, Debug, Default, Args)]
+pub struct Generation {
+    /// Tokens of the caption at most [server's default: 32]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, help_heading = GENERATION)]
+    pub max_new_tokens: Option<i32>,
+    /// Tokens of the caption at least [server's default: 0]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, help_heading = GENERATION)]
+    pub min_new_tokens: Option<i32>,
+    /// Beams: captions that are followed side by side, of which the best is told [server's default: 1]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, help_heading = GENERATION)]
+    pub num_beams: Option<i32>,
+    /// Draw tokens: above 1 bolder, below 1 tamer, 0 always the best [server's default: 1 when drawing]
+    #[arg(long, value_name = "X", allow_negative_numbers = true, help_heading = GENERATION)]
+    pub temperature: Option<f32>,
+    /// Draw among the K best tokens, 0 all [server's default: 50 when drawing]
+    #[arg(long, value_name = "K", allow_negative_numbers = true, help_heading = GENERATION)]
+    pub top_k: Option<i32>,
+    /// Draw among the best tokens that together have this probability [server's default: 1 when drawing]
+    #[arg(long, value_name = "P", allow_negative_numbers = true, help_heading = GENERATION)]
+    pub top_p: Option<f32>,
+    /// Draw; the same seed draws the same caption [server's default: 0 when drawing]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, help_heading = GENERATION)]
+    pub seed: Option<i32>,
+    /// Above 1: tokens that were said are less likely [server's default: 1]
+    #[arg(long, value_name = "X", allow_negative_numbers = true, help_heading = GENERATION)]
+    pub repetition_penalty: Option<f32>,
+    /// With beams: above 0 favours long captions, below 0 short ones [server's default: 1]
+    #[arg(long, value_name = "X", allow_negative_numbers = true, help_heading = GENERATION)]
+    pub length_penalty: Option<f32>,
+    /// No N tokens come twice in the same order, 0 no matter [server's default: 0]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, help_heading = GENERATION)]
+    pub no_repeat_ngram_size: Option<i32>,
+}
+
 /// The modes of CLIP Interrogator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Mode {
@@ -199,9 +237,9 @@ pub struct Interrogate {
     /// Terms that are added at most [server's default: 32, classic mode 3]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub max_flavors: Option<i32>,
-    /// Tokens of the caption at most [server's default: 32]
-    #[arg(long, value_name = "N", allow_negative_numbers = true)]
-    pub max_new_tokens: Option<i32>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub generation: Generation,
     /// One JSON object a line: image, mode, prompt, caption, similarity, seconds
     #[arg(long)]
     pub json: bool,
@@ -248,7 +286,9 @@ pub struct Tag {
 #[derive(Debug, Args)]
 #[command(after_long_help = "Examples:\n  \
         imprompt caption photo.jpg --repo models\n  \
-        imprompt caption photo.jpg --text 'Question: what colour is the car? Answer:' --repo models\n\n\
+        imprompt caption photo.jpg --text 'Question: what colour is the car? Answer:' --repo models\n  \
+        imprompt caption photos/ --num-beams 5 --length-penalty -1 --server http://localhost:8000\n  \
+        imprompt caption photo.jpg --temperature 0.8 --seed 7 --repo models\n\n\
         Plain output is the caption; with several pictures PATH, a tab and the caption.")]
 pub struct Caption {
     #[command(flatten)]
@@ -257,9 +297,12 @@ pub struct Caption {
     /// A prompt or question that the caption continues
     #[arg(long, value_name = "TEXT")]
     pub text: Option<String>,
-    /// Tokens of the caption at most [server's default: 32]
-    #[arg(long, value_name = "N", allow_negative_numbers = true)]
-    pub max_new_tokens: Option<i32>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub generation: Generation,
+    /// Print the caption as it comes, one picture after the other
+    #[arg(long, conflicts_with = "json")]
+    pub stream: bool,
     /// One JSON object a line: image, caption
     #[arg(long)]
     pub json: bool,

@@ -1,13 +1,17 @@
 //! Asking an ensemble: of a server over HTTP, or of a repository in this process.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use imprompt_error::Uncancellable;
 use imprompt_kserve::{Client, InferRequest, Values};
 use imprompt_repository::InProcess;
 use imprompt_stage::{Data, Parameters, Response, Tensor};
+use serde_json::{Map, Value};
 
-use crate::arguments::Where;
+use crate::arguments::{Generation, Where};
 use crate::installed;
 use crate::talk::{Failure, Result};
 
@@ -53,6 +57,51 @@ impl Question {
             self.0.push(Tensor::i32(name, vec![1, 1], vec![number]));
         }
         self
+    }
+
+    /// With a number that need not be whole, if there is one.
+    #[must_use]
+    pub fn real(mut self, name: &'static str, number: Option<f32>) -> Self {
+        if let Some(number) = number {
+            self.0.push(Tensor::f32(name, vec![1, 1], vec![number]));
+        }
+        self
+    }
+
+    /// With what is said about how a caption is generated.
+    #[must_use]
+    pub fn generation(self, said: &Generation) -> Self {
+        self.number("max_new_tokens", said.max_new_tokens)
+            .number("min_new_tokens", said.min_new_tokens)
+            .number("num_beams", said.num_beams)
+            .real("temperature", said.temperature)
+            .number("top_k", said.top_k)
+            .real("top_p", said.top_p)
+            .number("seed", said.seed)
+            .real("repetition_penalty", said.repetition_penalty)
+            .real("length_penalty", said.length_penalty)
+            .number("no_repeat_ngram_size", said.no_repeat_ngram_size)
+    }
+
+    /// The tensors, for a stage.
+    pub fn tensors(&self) -> Vec<Tensor<'static>> {
+        self.0.clone()
+    }
+
+    /// The inputs for Triton's generate extension: a simple value each, pictures as base64.
+    pub fn to_generate(&self) -> Map<String, Value> {
+        let value = |tensor: &Tensor<'_>| match &tensor.data {
+            Data::F32(values) => values.first().map(|value| Value::from(*value)),
+            Data::I32(values) => values.first().map(|value| Value::from(*value)),
+            Data::Bytes(values) if tensor.name == "image" => {
+                values.first().map(|value| STANDARD.encode(value).into())
+            }
+            Data::Bytes(values) => {
+                values.first().map(|value| String::from_utf8_lossy(value).into_owned().into())
+            }
+        };
+        let values = self.0.iter();
+        values.filter_map(|tensor| Some((tensor.name.to_string(), value(tensor)?))).collect()
     }
 
     fn to_wire(&self) -> InferRequest {
@@ -129,21 +178,9 @@ impl Asker {
     /// Opens `ensemble` where the command line says.
     pub fn open(place: &Where, ensemble: &'static str) -> Result<Self> {
         if let Some(url) = &place.server {
-            let client = Client::new(url);
-            // Answers may take minutes; whether there is a server does not.
-            if !Client::with_timeout(url, Some(CONNECT)).is_live() {
-                return Err(Failure::new(format!("no server answers at {}", client.url())).hint(
-                    "start one with `imprompt serve REPO`, or run in-process with --repo REPO",
-                ));
-            }
-            return Ok(Asker::Server { client, ensemble });
+            return Ok(Asker::Server { client: connect(url)?, ensemble });
         }
-        let repository = installed::repository(place.repo.as_deref())?;
-        let parameters = Parameters {
-            threads: place.threads.into(),
-            onnxruntime: installed::onnxruntime(place.onnxruntime.as_deref())?,
-            ..Parameters::default()
-        };
+        let (repository, parameters) = repository(place)?;
         Ok(Asker::Here(Box::new(InProcess::open(&repository, ensemble, &parameters)?)))
     }
 
@@ -177,20 +214,52 @@ impl Asker {
     }
 }
 
+/// A client of the server at `url`, which lives.
+///
+/// # Errors
+/// When none answers there.
+pub fn connect(url: &str) -> Result<Client> {
+    let client = Client::new(url);
+    // Answers may take minutes; whether there is a server does not.
+    if Client::with_timeout(url, Some(CONNECT)).is_live() {
+        return Ok(client);
+    }
+    Err(Failure::new(format!("no server answers at {}", client.url()))
+        .hint("start one with `imprompt serve REPO`, or run in-process with --repo REPO"))
+}
+
+/// The repository that runs in this process, and how its stages shall.
+///
+/// # Errors
+/// When there is none, or no ONNX Runtime where the command line says.
+pub fn repository(place: &Where) -> Result<(PathBuf, Parameters)> {
+    let parameters = Parameters {
+        threads: place.threads.into(),
+        onnxruntime: installed::onnxruntime(place.onnxruntime.as_deref())?,
+        ..Parameters::default()
+    };
+    Ok((installed::repository(place.repo.as_deref())?, parameters))
+}
+
+/// What a call of `model` on a server failed with, and what would help.
+pub fn failed(error: &imprompt_kserve::Error, client: &Client, model: &str) -> Failure {
+    let failure = Failure::new(error);
+    match error.code() {
+        Some(404) => failure.hint(format!(
+            "the server at {} serves no `{model}`: is it one that `imprompt serve` started, \
+             and was the repository built with the models that `{model}` needs?",
+            client.url()
+        )),
+        Some(503) => failure.hint("the server is busy: ask again, or with fewer callers"),
+        _ => failure,
+    }
+}
+
 /// One call of a server.
 fn call(client: &Client, ensemble: &str, question: &Question) -> Result<Answer> {
-    let response = client.infer(ensemble, &question.to_wire()).map_err(|error| {
-        let failure = Failure::new(&error);
-        match error.code() {
-            Some(404) => failure.hint(format!(
-                "the server at {} serves no `{ensemble}`: is it one that `imprompt serve` started, \
-                 and was the repository built with the models that `{ensemble}` needs?",
-                client.url()
-            )),
-            Some(503) => failure.hint("the server is busy: ask again, or with fewer callers"),
-            _ => failure,
-        }
-    })?;
+    let response = client
+        .infer(ensemble, &question.to_wire())
+        .map_err(|error| failed(&error, client, ensemble))?;
     let tensors = response.outputs.into_iter().map(|tensor| {
         let shape = tensor.shape.iter().map(|&size| usize::try_from(size).unwrap_or(0)).collect();
         let data = match tensor.values {

@@ -58,6 +58,11 @@ impl Failure {
         Failure { message, hint: self.hint.clone(), usage: self.usage }
     }
 
+    /// What is wrong.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
     /// The exit code.
     pub fn code(&self) -> u8 {
         if self.usage { 2 } else { 1 }

@@ -25,6 +25,16 @@ fn ensembles(asked: &Asked) -> Reply {
     if asked.path == "/v2/health/live" {
         return Reply::new(200, "");
     }
+    if asked.path == "/v2/models/caption_stream/generate_stream" {
+        let asked: Value = serde_json::from_slice(&asked.body).unwrap();
+        let end = match asked["image"].as_str() {
+            Some("YmFk") => json!({"error": "input `image`: not a picture"}),
+            _ => json!({"caption": "", "model_name": "caption_stream"}),
+        };
+        let events = [json!({"caption": "a"}), json!({"caption": " croissant"}), end];
+        let body: String = events.iter().map(|event| format!("data: {event}\n\n")).collect();
+        return Reply::new(200, body).header("content-type", "text/event-stream");
+    }
     let model = asked.path.trim_start_matches("/v2/models/").trim_end_matches("/infer");
     let (_, tensors) = question(asked);
     if tensors.iter().any(|(name, bytes)| name == "image" && bytes.ends_with(b"bad")) {
@@ -85,6 +95,22 @@ fn one_picture_gives_the_bare_prompt() {
     assert_eq!(tensors[2].1, 5i32.to_le_bytes());
 }
 
+/// The inputs of `caption` but `text`, and with them those of `interrogate` that say how a
+/// caption is generated.
+const CAPTION_INPUTS: &[&str] = &[
+    "image",
+    "max_new_tokens",
+    "min_new_tokens",
+    "num_beams",
+    "temperature",
+    "top_k",
+    "top_p",
+    "seed",
+    "repetition_penalty",
+    "length_penalty",
+    "no_repeat_ngram_size",
+];
+
 #[test]
 fn every_optional_input_has_its_flag() {
     let folder = pictures();
@@ -112,6 +138,17 @@ fn every_optional_input_has_its_flag() {
             &["image", "text", "max_new_tokens"],
         ),
         (
+            &[
+                &["caption", "--max-new-tokens", "3", "--min-new-tokens", "1"][..],
+                &["--num-beams", "2"],
+                &["--temperature", "0", "--top-k", "5", "--top-p", "0.5", "--seed", "7"],
+                &["--repetition-penalty", "1.5", "--length-penalty", "-1"],
+                &["--no-repeat-ngram-size", "2"],
+            ]
+            .concat(),
+            CAPTION_INPUTS,
+        ),
+        (
             &["tag", "--labels", "a, b", "--template", "a {}", "--top-k", "1"],
             &["image", "labels", "template", "top_k"],
         ),
@@ -127,6 +164,23 @@ fn every_optional_input_has_its_flag() {
             assert_eq!(labels, b"\x01\0\0\0a\x01\0\0\0b", "blanks around commas are dropped");
         }
     }
+}
+
+#[test]
+fn pieces_of_a_caption_are_printed_as_they_come() {
+    let folder = pictures();
+    let path = folder.path().to_str().unwrap();
+    let server = Server::start(ensembles);
+    let stream = ["caption", path, "--stream", "--text", "x", "--temperature", "0.5"];
+    let run = imprompt_with(&[&stream[..], &["--server", &server.url]].concat());
+    let line = |name: &str| format!("{path}/{name}\ta croissant\n");
+    // What was told before an error stays told.
+    assert_eq!(run.stdout, ["a.png", "b.png", "c.png"].map(line).concat());
+    assert_eq!(run.code, 1);
+    assert!(run.stderr.contains("b.png: input `image`: not a picture"), "{}", run.stderr);
+    let asked = server.asked().into_iter().find(|asked| asked.method == "POST").unwrap();
+    let asked: Value = serde_json::from_slice(&asked.body).unwrap();
+    assert_eq!(asked, json!({"image": "Z29vZA==", "text": "x", "temperature": 0.5}));
 }
 
 #[test]

@@ -77,6 +77,16 @@ fn a_repository_is_built_used_and_changed() {
     assert_eq!((texts.len(), texts[1]["embedding"].as_array().unwrap().len()), (2, width));
     assert!(at(&repository, &["caption", &croissant, "--max-new-tokens", "4"]).code == 0);
 
+    let whole = at(&repository, &["caption", &croissant, "--text", "a picture of"]).stdout;
+    let told = at(&repository, &["caption", &croissant, "--text", "a picture of", "--stream"]);
+    assert_eq!((told.code, &told.stdout), (0, &whole), "{}", told.stderr);
+    let several = at(&repository, &["caption", pictures, "--stream", "--num-beams", "2"]);
+    assert_eq!((several.code, several.stdout.lines().count()), (1, 2), "{}", several.stderr);
+    assert!(several.stderr.contains("b.png: input `image`"), "{}", several.stderr);
+    let refused = at(&repository, &["caption", &croissant, "--stream", "--num-beams", "9"]);
+    assert_eq!((refused.code, &*refused.stdout), (1, ""));
+    assert!(refused.stderr.contains("`num_beams`: 9, allowed: 1 to 8"), "{}", refused.stderr);
+
     let refused = at(&repository, &["interrogate", &croissant, "--max-flavors", "-1"]);
     assert_eq!(refused.code, 1);
     assert!(refused.stderr.contains("max_flavors"), "{}", refused.stderr);

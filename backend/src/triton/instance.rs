@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use imprompt_error::{Cancellation, Result};
 use imprompt_host::Worker;
-use imprompt_stage as stage;
+use imprompt_stage::{self as stage, Sink as _};
 
 use super::bindings::{self as sys, TRITONBACKEND_ModelInstance, TRITONBACKEND_Request};
 use super::error::check;
@@ -94,7 +94,11 @@ pub(super) unsafe fn execute(
         pointers.iter().filter_map(|&raw| unsafe { Request::new(raw, instance) }).collect();
     // From here on the requests are ours. A panic drops, and so answers, what is left of them.
     let executed = imprompt_host::catch("execute", || {
-        own.execute(instance, requests, times);
+        if own.model.stage.signature().decoupled {
+            own.stream(instance, requests, times);
+        } else {
+            own.execute(instance, requests, times);
+        }
         Ok(())
     });
     if let Err(error) = executed {
@@ -120,19 +124,46 @@ impl InstanceState {
             .map(|(request, answer)| answer.and_then(|tensors| Response::of(request, &tensors)))
             .collect();
         times.exec_end = now();
-        if batch_size > 0 {
-            // SAFETY: `instance` executes, and so is live.
-            let reported = unsafe { times.report_batch(instance, batch_size) };
-            if let Err(error) = reported {
-                tracing::error!("a batch could not be reported: {error}");
-            }
-        }
+        report_batch(instance, batch_size, &times);
         for (request, response) in requests.into_iter().zip(responses) {
             if let (Err(error), Some(metrics)) = (&response, &self.model.metrics) {
                 metrics.count_error(error);
             }
             request.answer(response, &times);
         }
+    }
+
+    /// Executes a batch of a decoupled model. Responses are sent as the stage makes them, and
+    /// a request has its last as soon as that is known; they are released together.
+    fn stream(
+        &mut self,
+        instance: *mut TRITONBACKEND_ModelInstance,
+        requests: Vec<Request>,
+        mut times: Times,
+    ) {
+        let gathered: Vec<_> = requests.iter().map(|request| self.gather(request)).collect();
+        times.compute_start = now();
+        let (mut open, mut batch) = (Vec::new(), Vec::new());
+        for (request, gathered) in requests.iter().zip(gathered) {
+            match gathered {
+                Ok(gathered) => {
+                    open.push(request);
+                    batch.push(gathered);
+                }
+                Err(error) => Sending::new(&[request], times, &self.model).end(0, Err(error)),
+            }
+        }
+        let batch_size = batch.iter().map(|request| request.batch as u64).sum();
+        if !batch.is_empty() {
+            let mut sending = Sending::new(&open, times, &self.model);
+            let rebuilt = self.worker.stream(&batch, &mut sending);
+            if rebuilt && let Some(metrics) = &self.model.metrics {
+                metrics.count_restart();
+            }
+        }
+        times.compute_end = now();
+        times.exec_end = times.compute_end;
+        report_batch(instance, batch_size, &times);
     }
 
     /// One answer a request, and the items that the stage executed.
@@ -175,5 +206,47 @@ impl InstanceState {
         let (batch, inputs) = imprompt_host::gather(&inputs, self.model.stage.signature())?;
         let outputs = Some(request.outputs()?);
         Ok(stage::Request { batch, inputs, outputs, cancellation: request })
+    }
+}
+
+/// Reports an execution of `batch_size` items, if there were any.
+fn report_batch(instance: *mut TRITONBACKEND_ModelInstance, batch_size: u64, times: &Times) {
+    if batch_size == 0 {
+        return;
+    }
+    // SAFETY: `instance` executes, and so is live.
+    if let Err(error) = unsafe { times.report_batch(instance, batch_size) } {
+        tracing::error!("a batch could not be reported: {error}");
+    }
+}
+
+/// Sends the responses of a decoupled stage.
+struct Sending<'a> {
+    requests: &'a [&'a Request],
+    /// The moments that are known so far.
+    times: Times,
+    model: &'a ModelState,
+}
+
+impl<'a> Sending<'a> {
+    fn new(requests: &'a [&'a Request], times: Times, model: &'a ModelState) -> Self {
+        Sending { requests, times, model }
+    }
+}
+
+impl stage::Sink for Sending<'_> {
+    fn send(&mut self, request: usize, response: stage::Response) -> Result<()> {
+        self.requests[request].send(&response)
+    }
+
+    fn end(&mut self, request: usize, outcome: Answer) {
+        let request = self.requests[request];
+        let mut times = Times { compute_end: now(), ..self.times };
+        let response = outcome.and_then(|tensors| Response::of(request, &tensors));
+        if let (Err(error), Some(metrics)) = (&response, &self.model.metrics) {
+            metrics.count_error(error);
+        }
+        times.exec_end = now();
+        request.answer(response, &times);
     }
 }

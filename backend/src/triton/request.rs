@@ -1,10 +1,11 @@
 //! A request as a value that is answered and released exactly once.
 
 use std::ptr::{self, NonNull};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use imprompt_error::{Cancellation, Error, Result};
 use imprompt_host::RawInput;
-use imprompt_stage::Dtype;
+use imprompt_stage::{Dtype, Tensor};
 
 use super::bindings::{
     self as sys, TRITONBACKEND_Input, TRITONBACKEND_ModelInstance, TRITONBACKEND_Request,
@@ -19,6 +20,8 @@ use super::statistics::Times;
 pub(super) struct Request {
     raw: NonNull<TRITONBACKEND_Request>,
     instance: *mut TRITONBACKEND_ModelInstance,
+    /// Whether the last response was sent, or could not be.
+    answered: AtomicBool,
 }
 
 // SAFETY: shared with the threads of a stage for `Cancellation` only, whose one
@@ -35,7 +38,7 @@ impl Request {
         raw: *mut TRITONBACKEND_Request,
         instance: *mut TRITONBACKEND_ModelInstance,
     ) -> Option<Self> {
-        NonNull::new(raw).map(|raw| Request { raw, instance })
+        NonNull::new(raw).map(|raw| Request { raw, instance, answered: AtomicBool::new(false) })
     }
 
     /// The pointer, for calls about the request.
@@ -130,15 +133,21 @@ impl Request {
         (0..count).map(name).collect()
     }
 
-    /// Reports, sends `response` (or, on an error, one that says so) and releases
-    /// the request. Statistics come first, so that whoever has an answer finds it counted.
-    pub(super) fn answer(self, response: Result<Response>, times: &Times) {
-        self.finish(response, times);
-        std::mem::forget(self);
+    /// Sends one of several responses; others follow. For a decoupled model only.
+    pub(super) fn send(&self, tensors: &[Tensor<'_>]) -> Result<()> {
+        if self.answered.load(Ordering::Relaxed) {
+            return Err(Error::internal("the request has had its last response"));
+        }
+        Response::of(self, tensors)?.send_more()
     }
 
-    /// Does all of [`Self::answer`]; to be called once.
-    fn finish(&self, response: Result<Response>, times: &Times) {
+    /// Reports, and sends `response` (or, on an error, one that says so) as the last.
+    /// Statistics come first, so that whoever has an answer finds it counted. Only the
+    /// first call does anything. The request is released when it is dropped.
+    pub(super) fn answer(&self, response: Result<Response>, times: &Times) {
+        if self.answered.swap(true, Ordering::Relaxed) {
+            return;
+        }
         let (response, error) = match response {
             Ok(response) => (Ok(response), None),
             Err(error) => (Response::new(self), Some(error)),
@@ -147,19 +156,23 @@ impl Request {
         let reported =
             unsafe { times.report_request(self.instance, self.as_ptr(), error.is_none()) };
         let sent = response.and_then(|response| response.send(error.as_ref()));
-        // SAFETY: released only here, and `self` is not used after `finish`.
-        let released = check("RequestRelease", unsafe {
-            sys::TRITONBACKEND_RequestRelease(self.as_ptr(), sys::TRITONSERVER_REQUEST_RELEASE_ALL)
-        });
-        for failure in [reported, sent, released].into_iter().filter_map(Result::err) {
-            tracing::error!("a request could not be ended as it should: {failure}");
+        for failure in [reported, sent].into_iter().filter_map(Result::err) {
+            tracing::error!("a request could not be answered as it should: {failure}");
         }
     }
 }
 
 impl Drop for Request {
     fn drop(&mut self) {
-        self.finish(Err(Error::internal("the request was given up by a fault")), &Times::begin());
+        let fault = Error::internal("the request was given up by a fault");
+        self.answer(Err(fault), &Times::begin());
+        // SAFETY: released only here; nothing uses the request afterwards.
+        let released = check("RequestRelease", unsafe {
+            sys::TRITONBACKEND_RequestRelease(self.as_ptr(), sys::TRITONSERVER_REQUEST_RELEASE_ALL)
+        });
+        if let Err(failure) = released {
+            tracing::error!("a request could not be released: {failure}");
+        }
     }
 }
 

@@ -6,7 +6,9 @@ use std::ptr::{self, NonNull};
 use imprompt_error::{Error, Result};
 use imprompt_stage::{Data, Dtype, Tensor};
 
-use super::bindings::{self as sys, TRITONBACKEND_Output, TRITONBACKEND_Response};
+use super::bindings::{
+    self as sys, TRITONBACKEND_Output, TRITONBACKEND_Response, TRITONSERVER_Error,
+};
 use super::error::{OwnedError, check};
 use super::request::{Request, is_host};
 
@@ -78,17 +80,20 @@ impl Response {
     pub(super) fn send(self, error: Option<&Error>) -> Result<()> {
         let error = error.map(OwnedError::new);
         let error_ptr = error.as_ref().map_or(ptr::null_mut(), OwnedError::as_ptr);
+        self.hand_over(sys::TRITONSERVER_RESPONSE_COMPLETE_FINAL, error_ptr)
+    }
+
+    /// Sends the response; others of its request follow.
+    pub(super) fn send_more(self) -> Result<()> {
+        self.hand_over(0, ptr::null_mut())
+    }
+
+    fn hand_over(self, flags: u32, error: *mut TRITONSERVER_Error) -> Result<()> {
         let response = self.0.as_ptr();
         // Triton takes the response, even when it returns an error.
         std::mem::forget(self);
-        // SAFETY: live and not sent before; the error stays ours.
-        check("ResponseSend", unsafe {
-            sys::TRITONBACKEND_ResponseSend(
-                response,
-                sys::TRITONSERVER_RESPONSE_COMPLETE_FINAL,
-                error_ptr,
-            )
-        })
+        // SAFETY: live and not sent before; the error stays the caller's.
+        check("ResponseSend", unsafe { sys::TRITONBACKEND_ResponseSend(response, flags, error) })
     }
 }
 

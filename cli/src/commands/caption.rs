@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::run;
+use super::{caption_stream, run};
 use crate::arguments::Caption;
 use crate::ask::{Asker, Question};
 use crate::talk::Result;
@@ -16,12 +16,11 @@ struct Line {
 
 /// Prints the caption of every picture.
 pub fn run(arguments: &Caption) -> Result<()> {
+    if arguments.stream {
+        return caption_stream::run(arguments);
+    }
     let asker = Asker::open(&arguments.place, "caption")?;
-    let question = |picture| {
-        Question::picture(picture)
-            .text("text", arguments.text.as_deref())
-            .number("max_new_tokens", arguments.max_new_tokens)
-    };
+    let question = |picture| question(arguments, picture);
     run::pictures(&arguments.pictures.paths, asker, 1, question, |path, is_many, answer, _| {
         let caption = answer.text("caption")?;
         if !arguments.json {
@@ -29,4 +28,11 @@ pub fn run(arguments: &Caption) -> Result<()> {
         }
         run::json(&Line { image: path.display().to_string(), caption })
     })
+}
+
+/// What is asked about a picture.
+pub fn question(arguments: &Caption, picture: Vec<u8>) -> Question {
+    Question::picture(picture)
+        .text("text", arguments.text.as_deref())
+        .generation(&arguments.generation)
 }

@@ -50,5 +50,5 @@ fn question(arguments: &Interrogate, mode: Mode, picture: Vec<u8>) -> Question {
         .text("given_caption", arguments.given_caption.as_deref())
         .number("min_flavors", arguments.min_flavors)
         .number("max_flavors", arguments.max_flavors)
-        .number("max_new_tokens", arguments.max_new_tokens)
+        .generation(&arguments.generation)
 }

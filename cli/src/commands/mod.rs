@@ -3,6 +3,7 @@
 pub mod bench;
 pub mod build;
 pub mod caption;
+mod caption_stream;
 pub mod embed;
 pub mod interrogate;
 pub mod models;

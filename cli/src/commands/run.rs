@@ -16,6 +16,12 @@ pub fn line(text: &str) -> Result<()> {
     writeln!(out, "{text}").and_then(|()| out.flush()).map_err(output)
 }
 
+/// Writes a part of a line to stdout, at once.
+pub fn part(text: &str) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(output)
+}
+
 /// Writes one JSON object to stdout, as a line. Objects are structs, not `json!` values: those
 /// would widen a float32 and print its rounding.
 pub fn json(object: &impl Serialize) -> Result<()> {

@@ -34,6 +34,15 @@ pub struct Generated {
     pub stop: Stop,
 }
 
+/// What [`Captioner::caption_streaming`] tells of a member while others are under way.
+#[derive(Clone, Copy, Debug)]
+pub enum Told<'a> {
+    /// It has one more token. With beams all are told at the end.
+    Token(u32),
+    /// It has ended, as the list of outcomes will say again.
+    End(&'a Result<Generated>),
+}
+
 /// How a captioner shall run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CaptionerOptions {
@@ -146,21 +155,21 @@ impl Captioner {
         self.caption_streaming(batch, &mut |_, _| ())
     }
 
-    /// [`Self::caption`], and `said` is told of every token as soon as it is certain: the
-    /// member and the id. With beams that is at the end.
+    /// [`Self::caption`]; what becomes of a member is told as soon as it is certain. Of one
+    /// that is refused before anything is computed nothing is told.
     ///
     /// # Errors
     /// Of a member: as [`Self::caption`].
     pub fn caption_streaming(
         &mut self,
         batch: &[CaptionRequest<'_>],
-        said: &mut dyn FnMut(usize, u32),
+        tell: &mut dyn FnMut(usize, Told<'_>),
     ) -> Vec<Result<Generated>> {
         let mut outcomes: Vec<Option<Result<Generated>>> =
             batch.iter().map(|request| self.refusal(request).err().map(Err)).collect();
         let members: Vec<usize> =
             (0..batch.len()).filter(|member| outcomes[*member].is_none()).collect();
-        if let Err(error) = self.generate(batch, &members, said, &mut outcomes) {
+        if let Err(error) = self.generate(batch, &members, tell, &mut outcomes) {
             for member in members {
                 outcomes[member].get_or_insert_with(|| Err(error.clone()));
             }
@@ -226,7 +235,7 @@ impl Captioner {
         &mut self,
         batch: &[CaptionRequest<'_>],
         members: &[usize],
-        said: &mut dyn FnMut(usize, u32),
+        tell: &mut dyn FnMut(usize, Told<'_>),
         outcomes: &mut [Option<Result<Generated>>],
     ) -> Result<()> {
         let mut scheduler = Scheduler::new(self.limits.clone());
@@ -278,12 +287,14 @@ impl Captioner {
             for event in scheduler.tick(&mut model, &mut |member| batch[member].cancel.check()) {
                 match event {
                     Event::Token(member, id) => {
-                        said(member, id);
+                        tell(member, Told::Token(id));
                         ids[member].push(id);
                     }
                     Event::Finished(member, outcome) => {
                         let ids = std::mem::take(&mut ids[member]);
-                        outcomes[member] = Some(outcome.map(|stop| Generated { ids, stop }));
+                        let outcome = outcome.map(|stop| Generated { ids, stop });
+                        tell(member, Told::End(&outcome));
+                        outcomes[member] = Some(outcome);
                     }
                 }
             }

@@ -12,6 +12,6 @@ mod decoder;
 pub mod generation;
 pub mod scheduler;
 
-pub use captioner::{CaptionRequest, Captioner, CaptionerOptions, Generated};
+pub use captioner::{CaptionRequest, Captioner, CaptionerOptions, Generated, Told};
 pub use generation::{EarlyStopping, GenerationOptions, Sampling};
 pub use scheduler::Stop;

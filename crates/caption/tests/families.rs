@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use imprompt_caption::{
     CaptionRequest, Captioner, CaptionerOptions, EarlyStopping, Generated, GenerationOptions,
-    Sampling, Stop,
+    Sampling, Stop, Told,
 };
 use imprompt_engine::onnxruntime::{OnnxRuntime, OnnxRuntimeOptions};
 use imprompt_engine::{CacheSpec, EngineOptions, Held, Input, Runtime, TensorView};
@@ -385,9 +385,16 @@ fn tokens_are_told_as_they_come() {
     let mut requests: Vec<_> = golden.cases.iter().map(|case| request(case, &pictures)).collect();
     requests[2].options.num_beams = 3;
     let mut told = vec![Vec::new(); requests.len()];
-    let outcomes = golden
-        .captioner(&options())
-        .caption_streaming(&requests, &mut |member, id| told[member].push(id));
+    let mut ended = vec![0; requests.len()];
+    let outcomes =
+        golden.captioner(&options()).caption_streaming(&requests, &mut |member, news| match news {
+            Told::Token(id) => told[member].push(id),
+            Told::End(outcome) => {
+                assert_eq!(outcome.as_ref().unwrap().ids, told[member]);
+                ended[member] += 1;
+            }
+        });
+    assert!(ended.iter().all(|count| *count == 1));
     let ids: Vec<_> = outcomes.into_iter().map(|outcome| outcome.unwrap().ids).collect();
     assert_eq!(told, ids);
 }

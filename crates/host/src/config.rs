@@ -60,7 +60,14 @@ pub fn complete(config: &Value, signature: &Signature) -> Option<Value> {
         // request that comes in the moment an instance ends waits up to 500 ms.
         completed["dynamic_batching"] = json!({});
     }
+    if signature.decoupled && !is_decoupled(config) {
+        completed["model_transaction_policy"] = json!({ "decoupled": true });
+    }
     (completed != *config).then_some(completed)
+}
+
+fn is_decoupled(config: &Value) -> bool {
+    config["model_transaction_policy"]["decoupled"].as_bool() == Some(true)
 }
 
 fn input(spec: &TensorSpec) -> Value {
@@ -94,8 +101,12 @@ pub fn check(config: &Value, signature: &Signature) -> Result<()> {
             return Err(wrong(format!("{key}: not for a stage; use dynamic_batching")));
         }
     }
-    if config["model_transaction_policy"]["decoupled"].as_bool() == Some(true) {
-        return Err(wrong("model_transaction_policy: decoupled is not for a stage"));
+    let decoupled = is_decoupled(config);
+    if decoupled != signature.decoupled {
+        return Err(wrong(format!(
+            "model_transaction_policy: decoupled is {decoupled}, the stage needs {}",
+            signature.decoupled
+        )));
     }
     for group in list(config, "instance_group") {
         check_instance_kind(group["kind"].as_str().unwrap_or_default())?;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use imprompt_error::{Error, Kind, Result};
-use imprompt_stage::{Request, Stage, StageModel, Tensor};
+use imprompt_stage::{Request, Response, Signature, Sink, Stage, StageModel, Tensor};
 
 use crate::{catch, wanted_outputs};
 
@@ -33,14 +33,7 @@ impl Worker {
 
     /// Executes one batch. Whatever the stage does, every request has its result.
     pub fn execute(&mut self, requests: &[Request<'_>]) -> Outcome {
-        if self.stage.is_none() {
-            self.stage = build(&*self.model).ok();
-        }
-        let Some(stage) = &mut self.stage else {
-            let error = Error::unavailable("the model's worker could not be built again");
-            return Outcome { results: vec![Err(error); requests.len()], rebuilt: false };
-        };
-        let run = catch("execute", || {
+        let (run, rebuilt) = self.run(|stage| {
             let responses = stage.execute(requests);
             if responses.len() == requests.len() {
                 return Ok(responses);
@@ -51,27 +44,87 @@ impl Worker {
                 requests.len()
             )))
         });
-        match run {
+        let results = match run {
             Ok(responses) => {
                 let signature = self.model.signature();
                 let check = |(response, request): (Result<_>, _)| {
                     response.and_then(|response| wanted_outputs(response, request, signature))
                 };
-                let results = responses.into_iter().zip(requests).map(check).collect();
-                Outcome { results, rebuilt: false }
+                responses.into_iter().zip(requests).map(check).collect()
             }
-            Err(error) => {
-                // Half-done state must not meet the next request. Built at once,
-                // so that the next batch does not wait for it; and again then, should it fail.
-                let old = self.stage.take();
-                let _ = catch("drop", || {
-                    drop(old);
-                    Ok(())
-                });
-                self.stage = build(&*self.model).ok();
-                Outcome { results: vec![Err(error); requests.len()], rebuilt: true }
+            Err(error) => vec![Err(error); requests.len()],
+        };
+        Outcome { results, rebuilt }
+    }
+
+    /// Executes one batch of a decoupled stage. Whatever the stage does, `sink` is told the
+    /// end of every request exactly once, and nothing of a request after its end. True
+    /// when the stage panicked and was built again.
+    pub fn stream(&mut self, requests: &[Request<'_>], sink: &mut dyn Sink) -> bool {
+        let model = self.model.clone();
+        let signature = model.signature();
+        let mut watched = Watched { requests, signature, sink, ended: vec![false; requests.len()] };
+        let (run, rebuilt) = self.run(|stage| {
+            stage.stream(requests, &mut watched);
+            Ok(())
+        });
+        let lost = || Error::internal("the stage left a request out");
+        for request in 0..requests.len() {
+            if !watched.ended[request] {
+                watched.end(request, Err(run.as_ref().err().cloned().unwrap_or_else(lost)));
             }
         }
+        rebuilt
+    }
+
+    /// Lets the stage run; and true when it panicked or `run` failed, and it was built again.
+    fn run<T>(&mut self, run: impl FnOnce(&mut dyn Stage) -> Result<T>) -> (Result<T>, bool) {
+        if self.stage.is_none() {
+            self.stage = build(&*self.model).ok();
+        }
+        let Some(stage) = &mut self.stage else {
+            return (Err(Error::unavailable("the model's worker could not be built again")), false);
+        };
+        let outcome = catch("execute", || run(&mut **stage));
+        if outcome.is_ok() {
+            return (outcome, false);
+        }
+        // Half-done state must not meet the next request. Built at once,
+        // so that the next batch does not wait for it; and again then, should it fail.
+        let old = self.stage.take();
+        let _ = catch("drop", || {
+            drop(old);
+            Ok(())
+        });
+        self.stage = build(&*self.model).ok();
+        (outcome, true)
+    }
+}
+
+/// A sink that holds a stage to its word.
+struct Watched<'a, 'r> {
+    requests: &'a [Request<'r>],
+    signature: &'a Signature,
+    sink: &'a mut dyn Sink,
+    ended: Vec<bool>,
+}
+
+impl Sink for Watched<'_, '_> {
+    fn send(&mut self, request: usize, response: Response) -> Result<()> {
+        if self.ended[request] {
+            return Err(Error::internal("the stage goes on after its last response"));
+        }
+        let response = wanted_outputs(response, &self.requests[request], self.signature)?;
+        self.sink.send(request, response)
+    }
+
+    fn end(&mut self, request: usize, outcome: Result<Response>) {
+        if std::mem::replace(&mut self.ended[request], true) {
+            return;
+        }
+        let wanted = outcome
+            .and_then(|outcome| wanted_outputs(outcome, &self.requests[request], self.signature));
+        self.sink.end(request, wanted);
     }
 }
 
@@ -86,7 +139,7 @@ fn build(model: &dyn StageModel) -> Result<Box<dyn Stage>> {
 mod tests {
     use super::*;
     use imprompt_error::Uncancellable;
-    use imprompt_stage::{Data, Response, Signature, StageKind};
+    use imprompt_stage::{Data, StageKind};
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     /// Repeats its text; some texts make it misbehave.
@@ -128,6 +181,17 @@ mod tests {
             }
             responses
         }
+
+        /// Each text twice, and more after the end, which must come to nothing.
+        fn stream(&mut self, requests: &[Request<'_>], sink: &mut dyn Sink) {
+            for (index, response) in self.execute(requests).into_iter().enumerate() {
+                let Ok(response) = response else { return sink.end(index, response) };
+                sink.send(index, response.clone()).unwrap();
+                sink.end(index, Ok(response.clone()));
+                assert!(sink.send(index, response.clone()).is_err());
+                sink.end(index, Ok(response));
+            }
+        }
     }
 
     fn parrot(most: usize) -> Arc<Parrot> {
@@ -135,16 +199,17 @@ mod tests {
         Arc::new(Parrot { signature, built: AtomicUsize::new(0), most })
     }
 
+    fn request(text: &str) -> Request<'static> {
+        Request {
+            batch: 1,
+            inputs: vec![Tensor::texts("text", vec![text.to_owned()])],
+            outputs: None,
+            cancellation: &Uncancellable,
+        }
+    }
+
     fn kinds(worker: &mut Worker, texts: &[&str]) -> (Vec<Option<Kind>>, bool) {
-        let requests: Vec<Request<'_>> = texts
-            .iter()
-            .map(|text| Request {
-                batch: 1,
-                inputs: vec![Tensor::texts("text", vec![(*text).to_owned()])],
-                outputs: None,
-                cancellation: &Uncancellable,
-            })
-            .collect();
+        let requests: Vec<Request<'_>> = texts.iter().map(|text| request(text)).collect();
         let outcome = worker.execute(&requests);
         let kinds = outcome.results.iter().map(|r| r.as_ref().err().map(Error::kind)).collect();
         (kinds, outcome.rebuilt)
@@ -170,5 +235,39 @@ mod tests {
         assert_eq!(kinds(&mut worker, &["panic"]), (vec![internal], true));
         assert_eq!(kinds(&mut worker, &["a"]), (vec![Some(Kind::Unavailable)], false));
         assert_eq!(model.built.load(Ordering::Relaxed), 5);
+    }
+
+    /// For each request how many responses came before its end, and of what kind that was.
+    #[derive(Default)]
+    struct Heard(Vec<(usize, usize, Option<Kind>)>);
+
+    impl Sink for Heard {
+        fn send(&mut self, request: usize, _: Response) -> Result<()> {
+            self.0[request].0 += 1;
+            Ok(())
+        }
+
+        fn end(&mut self, request: usize, outcome: Result<Response>) {
+            self.0[request].1 += 1;
+            self.0[request].2 = outcome.err().map(|error| error.kind());
+        }
+    }
+
+    #[test]
+    fn a_stream_has_one_end_whatever_the_stage_does() {
+        let mut worker = Worker::new(parrot(2)).unwrap();
+        let mut stream = |texts: &[&str]| {
+            let requests: Vec<Request<'_>> = texts.iter().map(|text| request(text)).collect();
+            let mut heard = Heard(vec![(0, 0, None); texts.len()]);
+            let rebuilt = worker.stream(&requests, &mut heard);
+            (heard.0, rebuilt)
+        };
+        assert_eq!(stream(&["a", "b"]), (vec![(1, 1, None); 2], false));
+        // The stage stops at a bad one: the rest ends all the same.
+        let (invalid, internal) = (Some(Kind::InvalidInput), Some(Kind::Internal));
+        let expected = vec![(1, 1, None), (0, 1, invalid), (0, 1, internal)];
+        assert_eq!(stream(&["a", "bad", "b"]), (expected, false));
+        assert_eq!(stream(&["a", "panic"]), (vec![(0, 1, internal); 2], true));
+        assert_eq!(stream(&["a"]), (vec![(1, 1, None)], false));
     }
 }

@@ -33,10 +33,20 @@ mod message {
         pub(super) model_name: String,
         #[prost(string, tag = "2")]
         pub(super) model_version: String,
+        #[prost(map = "string, message", tag = "4")]
+        pub(super) parameters: HashMap<String, InferParameter>,
         #[prost(message, repeated, tag = "5")]
         pub(super) outputs: Vec<InferTensor>,
         #[prost(bytes = "vec", repeated, tag = "6")]
         pub(super) raw_output_contents: Vec<Vec<u8>>,
+    }
+
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub(super) struct ModelStreamInferResponse {
+        #[prost(string, tag = "1")]
+        pub(super) error_message: String,
+        #[prost(message, optional, tag = "2")]
+        pub(super) infer_response: Option<ModelInferResponse>,
     }
 
     /// `InferInputTensor` and `InferOutputTensor`, which are the same.
@@ -75,7 +85,10 @@ mod message {
     }
 }
 
-use message::{Choice, InferParameter, InferTensor, ModelInferRequest, ModelInferResponse};
+use message::{
+    Choice, InferParameter, InferTensor, ModelInferRequest, ModelInferResponse,
+    ModelStreamInferResponse,
+};
 
 /// Messages larger than this are refused.
 const MAX_MESSAGE_BYTES: usize = 1 << 30;
@@ -104,18 +117,74 @@ impl Client {
     /// [`Error::Protocol`] when the answer makes no sense.
     pub async fn infer(&self, model: &str, request: &InferRequest) -> Result<InferResponse> {
         let request = to_message(model, request)?;
-        let mut client = tonic::client::Grpc::new(self.channel.clone())
-            .max_decoding_message_size(MAX_MESSAGE_BYTES);
-        client.ready().await.map_err(|error| Error::Transport(error.to_string()))?;
+        let mut client = self.ready().await?;
         let path = PathAndQuery::from_static("/inference.GRPCInferenceService/ModelInfer");
         let codec = tonic_prost::ProstCodec::<ModelInferRequest, ModelInferResponse>::default();
         let response = client.unary(tonic::Request::new(request), path, codec).await;
-        let status = |status: tonic::Status| Error::Status {
-            // The codes of gRPC are 0 to 16.
-            code: i32::from(status.code()) as u16,
-            message: status.message().to_owned(),
-        };
-        from_message(response.map_err(status)?.into_inner())
+        from_message(response.map_err(from_status)?.into_inner())
+    }
+
+    /// Runs a decoupled model, which may answer any number of times. Dropping the answers
+    /// cancels the request on the server.
+    ///
+    /// # Errors
+    /// As [`Self::infer`]; what is wrong with the request itself comes with the answers.
+    pub async fn stream(&self, model: &str, request: &InferRequest) -> Result<Responses> {
+        let request = to_message(model, request)?;
+        let mut client = self.ready().await?;
+        let path = PathAndQuery::from_static("/inference.GRPCInferenceService/ModelStreamInfer");
+        let codec =
+            tonic_prost::ProstCodec::<ModelInferRequest, ModelStreamInferResponse>::default();
+        let request = tonic::Request::new(tokio_stream::once(request));
+        let answers = client.streaming(request, path, codec).await.map_err(from_status)?;
+        Ok(Responses(answers.into_inner()))
+    }
+
+    async fn ready(&self) -> Result<tonic::client::Grpc<Channel>> {
+        let mut client = tonic::client::Grpc::new(self.channel.clone())
+            .max_decoding_message_size(MAX_MESSAGE_BYTES);
+        client.ready().await.map_err(|error| Error::Transport(error.to_string()))?;
+        Ok(client)
+    }
+}
+
+/// The answers of a decoupled model, as they come.
+#[derive(Debug)]
+pub struct Responses(tonic::Streaming<ModelStreamInferResponse>);
+
+/// One of several answers.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Streamed {
+    /// The answer.
+    pub response: InferResponse,
+    /// Whether it is the last.
+    pub is_final: bool,
+}
+
+impl Responses {
+    /// The next answer; `None` when the server has ended the stream.
+    ///
+    /// # Errors
+    /// The server's own text of an error, which gRPC streams have without a code: it is given as 2, unknown.
+    pub async fn next(&mut self) -> Result<Option<Streamed>> {
+        let Some(message) = self.0.message().await.map_err(from_status)? else { return Ok(None) };
+        if !message.error_message.is_empty() {
+            return Err(Error::Status { code: 2, message: message.error_message });
+        }
+        let response = message.infer_response.unwrap_or_default();
+        let is_final = response
+            .parameters
+            .get("triton_final_response")
+            .is_some_and(|parameter| parameter.choice == Some(Choice::Bool(true)));
+        Ok(Some(Streamed { response: from_message(response)?, is_final }))
+    }
+}
+
+fn from_status(status: tonic::Status) -> Error {
+    Error::Status {
+        // The codes of gRPC are 0 to 16.
+        code: i32::from(status.code()) as u16,
+        message: status.message().to_owned(),
     }
 }
 

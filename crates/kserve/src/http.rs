@@ -1,8 +1,9 @@
 //! The protocol over HTTP.
 
+use std::io::{BufRead as _, BufReader};
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 use ureq::Agent;
 
 use crate::body;
@@ -113,6 +114,27 @@ impl Client {
         body::decode(&reply.body, reply.header_len)
     }
 
+    /// Runs a decoupled model through Triton's generate extension: `inputs` by name, a
+    /// simple value each. Every answer is a JSON object with the outputs by name.
+    ///
+    /// # Errors
+    /// [`Error::Status`] with the server's own text when the first answer is an error;
+    /// what comes later is an error of [`Events`].
+    pub fn generate_stream(&self, model: &str, inputs: &Map<String, Value>) -> Result<Events> {
+        let body = Value::from(inputs.clone()).to_string();
+        let call = self
+            .agent
+            .post(self.at(&format!("/v2/models/{model}/generate_stream")))
+            .header("content-type", "application/json");
+        let answer = call.send(body.as_bytes());
+        let answer = answer.map_err(|error| Error::Transport(error.to_string()))?;
+        if !answer.status().is_success() {
+            return Reply::read(Ok(answer))
+                .and(Err(Error::protocol("an error without an error status")));
+        }
+        Ok(Events(BufReader::new(answer.into_body().into_reader())))
+    }
+
     fn at(&self, path: &str) -> String {
         format!("{}{path}", self.base)
     }
@@ -131,6 +153,42 @@ impl Client {
         body: &[u8],
     ) -> Result<Reply> {
         Reply::read(call.send(body))
+    }
+}
+
+/// The answers of a decoupled model, as they come (server-sent events).
+pub struct Events(BufReader<ureq::BodyReader<'static>>);
+
+impl std::fmt::Debug for Events {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Events").finish_non_exhaustive()
+    }
+}
+
+impl Iterator for Events {
+    type Item = Result<Value>;
+
+    fn next(&mut self) -> Option<Result<Value>> {
+        loop {
+            let mut line = String::new();
+            match self.0.read_line(&mut line) {
+                Ok(0) => return None,
+                Ok(_) => {}
+                Err(error) => return Some(Err(Error::Transport(error.to_string()))),
+            }
+            // Blank lines lie between the events.
+            if let Some(data) = line.strip_prefix("data:") {
+                return Some(json(data.trim().as_bytes()).and_then(event));
+            }
+        }
+    }
+}
+
+/// An answer, unless it is an error: by then the status has been sent.
+fn event(data: Value) -> Result<Value> {
+    match data["error"].as_str() {
+        Some(text) => Err(Error::Status { code: 500, message: text.to_owned() }),
+        None => Ok(data),
     }
 }
 
@@ -163,8 +221,9 @@ impl Reply {
     }
 }
 
-/// Triton's `{"error": TEXT}`, or the body as it is.
+/// Triton's `{"error": TEXT}` (of a stream: as its first event), or the body as it is.
 fn message(body: &[u8]) -> String {
+    let body = body.strip_prefix(b"data:").unwrap_or(body);
     let parsed = serde_json::from_slice::<Value>(body).ok();
     match parsed.as_ref().and_then(|value| value["error"].as_str()) {
         Some(text) => text.to_owned(),

@@ -21,7 +21,7 @@ pub mod grpc;
 mod http;
 mod tensor;
 
-pub use http::Client;
+pub use http::{Client, Events};
 pub use tensor::{InferRequest, InferResponse, Tensor, Values};
 
 /// Why a call failed.

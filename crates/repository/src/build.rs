@@ -8,6 +8,7 @@ use imprompt_graph::builder::Graph;
 use imprompt_graph::clip::{IMAGE_GRAPH, TEXT_GRAPH};
 use imprompt_graph::family::Role;
 use imprompt_graph::{CaptionGraphs, ClipGraphs, caption_graphs, clip_graphs};
+use imprompt_stage::caption_stream::CaptionStreamFile;
 use imprompt_stage::captioner::CaptionerFile;
 use imprompt_stage::clip_image::ClipImageFile;
 use imprompt_stage::clip_text::ClipTextFile;
@@ -233,7 +234,21 @@ impl Build<'_> {
         }
         model.copy_tokenizer(&folder)?;
         let file = CaptionerFile { facts: graphs.facts.clone() };
-        write_stage(&folder, &StageFile::Captioner(file))
+        write_stage(&folder, &StageFile::Captioner(file))?;
+
+        // The same files once more: links, but where weights are copied.
+        let folder = self.stage(StageKind::CaptionStream)?;
+        for (name, one) in &graphs.files {
+            graph(&folder, name, one, model, placer)?;
+        }
+        model.copy_tokenizer(&folder)?;
+        let size = graphs.facts.image_size;
+        model.write_preprocessor(&folder.join(CAPTION_PREPROCESSOR), [size, size])?;
+        let file = CaptionStreamFile {
+            facts: graphs.facts.clone(),
+            caption_preprocessor: CAPTION_PREPROCESSOR.to_owned(),
+        };
+        write_stage(&folder, &StageFile::CaptionStream(file))
     }
 
     /// The version folder of a stage.

@@ -100,6 +100,10 @@ pub fn stage_config(kind: StageKind, sizes: &Sizes, has: Models, threads: usize)
     );
     comment(&mut out, "bounds their number, at a price in latency: docs/backend.md.");
     out.push_str("dynamic_batching { }\n\n");
+    if signature.decoupled {
+        comment(&mut out, "A request is answered piece by piece.");
+        out.push_str("model_transaction_policy { decoupled: true }\n\n");
+    }
     for (key, value, note) in parameters(kind, threads) {
         comment(&mut out, note);
         let _ = writeln!(out, "parameters {{");
@@ -175,6 +179,9 @@ fn purpose(kind: StageKind) -> &'static str {
         StageKind::ClipImage => "CLIP's image tower: pixels to an L2-normalised embedding.",
         StageKind::ClipText => "CLIP's text tower: a text to an L2-normalised embedding.",
         StageKind::Captioner => "The caption model: pixels, and an optional prompt, to a caption.",
+        StageKind::CaptionStream => {
+            "A picture to a caption, told as it is said: over gRPC streams and generate_stream."
+        }
         StageKind::Ranker => {
             "CLIP Interrogator: ranks the label tables against a picture and chains terms to a prompt."
         }
@@ -210,20 +217,24 @@ fn parameters(kind: StageKind, threads: usize) -> Vec<(&'static str, String, &'s
         default.deadline_ms.to_string(),
         "Milliseconds after which a request is given up between two steps; 0: never.",
     );
+    let picture = [
+        (
+            "max_image_bytes",
+            default.max_image_bytes.to_string(),
+            "Most bytes of an encoded picture.",
+        ),
+        ("max_image_side", default.max_image_side.to_string(), "Most pixels on a side."),
+        (
+            "max_image_pixels",
+            default.max_image_pixels.to_string(),
+            "Most pixels of a picture, known from its header before it is decoded.",
+        ),
+    ];
     match kind {
-        StageKind::Preprocess => vec![
-            (
-                "max_image_bytes",
-                default.max_image_bytes.to_string(),
-                "Most bytes of an encoded picture.",
-            ),
-            ("max_image_side", default.max_image_side.to_string(), "Most pixels on a side."),
-            (
-                "max_image_pixels",
-                default.max_image_pixels.to_string(),
-                "Most pixels of a picture, known from its header before it is decoded.",
-            ),
-        ],
+        StageKind::Preprocess => picture.to_vec(),
+        StageKind::CaptionStream => {
+            [vec![session], picture.to_vec(), vec![text, deadline]].concat()
+        }
         StageKind::ClipImage => vec![session],
         StageKind::ClipText => vec![session, text],
         StageKind::Captioner | StageKind::Ranker => vec![session, text, deadline],

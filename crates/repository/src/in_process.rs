@@ -7,7 +7,7 @@ use std::path::Path;
 
 use imprompt_error::{Cancellation, Error, Result};
 use imprompt_stage::ensemble::{ENSEMBLES, Ensemble, Step};
-use imprompt_stage::{Data, Parameters, Request, Response, Stage, StageModel, Tensor};
+use imprompt_stage::{Parameters, Request, Response, Stage, StageModel, Tensor};
 
 use crate::layout::{self, VERSION};
 
@@ -148,7 +148,7 @@ impl Flow {
 
     fn inputs(&self, step: &'static Step) -> Vec<Tensor<'_>> {
         let present = step.inputs.iter().filter_map(|(inner, outer)| {
-            self.tensors.get(*outer).map(|tensor| borrowed(inner, tensor))
+            self.tensors.get(*outer).map(|tensor| tensor.renamed(inner))
         });
         present.collect()
     }
@@ -168,23 +168,11 @@ impl Flow {
     }
 }
 
-/// The same values under another name, without a copy.
-fn borrowed<'a>(name: &'static str, tensor: &'a Tensor<'static>) -> Tensor<'a> {
-    let data = match &tensor.data {
-        Data::F32(values) => Data::F32(Cow::Borrowed(values)),
-        Data::I32(values) => Data::I32(Cow::Borrowed(values)),
-        Data::Bytes(values) => {
-            Data::Bytes(values.iter().map(|value| Cow::Borrowed(&value[..])).collect())
-        }
-    };
-    Tensor { name: Cow::Borrowed(name), shape: tensor.shape.clone(), data }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use imprompt_error::Uncancellable;
-    use imprompt_stage::{Signature, StageKind};
+    use imprompt_stage::{Data, Signature, StageKind};
     use std::sync::{Arc, Mutex};
 
     /// What each execution was asked: (inputs by name, outputs wanted).

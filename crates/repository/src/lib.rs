@@ -10,6 +10,7 @@ mod layout;
 mod manifest;
 mod progress;
 mod source;
+mod stream;
 mod tables;
 mod vocabulary;
 
@@ -20,4 +21,5 @@ pub use in_process::InProcess;
 pub use manifest::{FileEntry, Manifest, Source, TableEntry};
 pub use progress::{Progress, Silent, Unit};
 pub use source::{CONFIG_FILES, ModelFolder, OPEN_CLIP_FILES, TOKENIZER_FILES};
+pub use stream::CaptionStream;
 pub use vocabulary::{AddTables, add_tables, remove_tables};

@@ -93,7 +93,7 @@ fn a_whole_repository_answers_in_every_ensemble() {
     let manifest = build(&whole, &started).unwrap();
     let names: Vec<_> = ENSEMBLES.iter().map(|ensemble| ensemble.name).collect();
     assert_eq!(manifest.ensembles, names);
-    assert_eq!(manifest.stages.len(), 6);
+    assert_eq!(manifest.stages.len(), 7);
     assert_eq!(started.0.lock().unwrap().len(), 7, "six tables and the trendings are embedded");
     assert_eq!(Manifest::read(&out).unwrap(), manifest);
     for name in &manifest.ensembles {

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use imprompt_caption::{CaptionRequest, Captioner, CaptionerOptions, GenerationOptions};
+use imprompt_caption::{CaptionRequest, Captioner, CaptionerOptions, GenerationOptions, Told};
 use imprompt_engine::Runtime;
 use imprompt_error::{Error, Result};
 use imprompt_graph::CaptionFacts;
@@ -29,7 +29,7 @@ pub struct CaptionerFile {
 struct Shared {
     folder: PathBuf,
     facts: CaptionFacts,
-    tokenizer: CaptionTokenizer,
+    tokenizer: Arc<CaptionTokenizer>,
     runtime: &'static dyn Runtime,
     parameters: Parameters,
 }
@@ -52,7 +52,7 @@ impl CaptionerModel {
         let shared = Shared {
             folder: folder.to_owned(),
             facts,
-            tokenizer: CaptionTokenizer::load(folder)?,
+            tokenizer: Arc::new(CaptionTokenizer::load(folder)?),
             runtime: engine::runtime(parameters)?,
             parameters: parameters.clone(),
         };
@@ -66,6 +66,13 @@ impl StageModel for CaptionerModel {
     }
 
     fn instance(&self) -> Result<Box<dyn Stage>> {
+        Ok(Box::new(self.stage()?))
+    }
+}
+
+impl CaptionerModel {
+    /// [`StageModel::instance`], for a stage that has a captioner of its own.
+    pub(crate) fn stage(&self) -> Result<CaptionerStage> {
         let shared = self.shared.clone();
         let facts = shared.facts.clone();
         let options = CaptionerOptions {
@@ -75,11 +82,11 @@ impl StageModel for CaptionerModel {
             ..CaptionerOptions::default()
         };
         let captioner = Captioner::open(&shared.folder, facts, shared.runtime, &options)?;
-        Ok(Box::new(CaptionerStage { shared, captioner }))
+        Ok(CaptionerStage { shared, captioner })
     }
 }
 
-struct CaptionerStage {
+pub(crate) struct CaptionerStage {
     shared: Arc<Shared>,
     captioner: Captioner,
 }
@@ -94,6 +101,22 @@ enum Item {
 
 impl Stage for CaptionerStage {
     fn execute(&mut self, requests: &[Request<'_>]) -> Vec<Result<Response>> {
+        self.run(requests, &mut |_, _| ())
+    }
+}
+
+impl CaptionerStage {
+    /// The tokenizer that the captions are told with.
+    pub(crate) fn tokenizer(&self) -> Arc<CaptionTokenizer> {
+        self.shared.tokenizer.clone()
+    }
+
+    /// [`Stage::execute`]; `tell` hears of each item that is generated, by its request.
+    pub(crate) fn run(
+        &mut self,
+        requests: &[Request<'_>],
+        tell: &mut dyn FnMut(usize, Told<'_>),
+    ) -> Vec<Result<Response>> {
         let read: Vec<Result<(&[f32], Vec<Item>)>> =
             requests.iter().map(|request| self.shared.read(request)).collect();
         let milliseconds = self.shared.parameters.deadline_ms;
@@ -104,11 +127,12 @@ impl Stage for CaptionerStage {
 
         // The pictures of all requests are captioned side by side.
         let size = self.shared.picture_len();
-        let mut batch = Vec::new();
-        for (read, deadline) in read.iter().zip(&deadlines) {
+        let (mut batch, mut owners) = (Vec::new(), Vec::new());
+        for (index, (read, deadline)) in read.iter().zip(&deadlines).enumerate() {
             let Ok((pixel_values, items)) = read else { continue };
             for (item, pixel_values) in items.iter().zip(pixel_values.chunks_exact(size)) {
                 if let Item::Asked { prompt_ids, options } = item {
+                    owners.push(index);
                     batch.push(CaptionRequest {
                         pixel_values,
                         prompt_ids: prompt_ids.as_deref(),
@@ -118,7 +142,8 @@ impl Stage for CaptionerStage {
                 }
             }
         }
-        let mut generated = self.captioner.caption(&batch).into_iter();
+        let mut tell = |member: usize, told: Told<'_>| tell(owners[member], told);
+        let mut generated = self.captioner.caption_streaming(&batch, &mut tell).into_iter();
         drop(batch);
 
         let tokenizer = &self.shared.tokenizer;

@@ -217,7 +217,7 @@ impl Ensemble {
     pub fn signature(&self, of_stage: impl Fn(StageKind) -> Signature) -> Signature {
         let inputs = self.inputs.iter().map(|name| self.tensor(name, false, &of_stage)).collect();
         let outputs = self.outputs.iter().map(|name| self.tensor(name, true, &of_stage)).collect();
-        Signature { inputs, outputs }
+        Signature { inputs, outputs, decoupled: false }
     }
 
     /// The spec of the ensemble's tensor `name`, taken from a stage that makes

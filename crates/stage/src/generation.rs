@@ -7,7 +7,7 @@ use crate::Request;
 use crate::signature::{Dtype, MAX_BATCH_SIZE};
 
 /// Their names and types, in the order of the signatures. They are tensors and not
-/// parameters of a request, because Triton hands nothing else on to every step of an ensemble.
+/// parameters of a request: declared, typed, and a value for each item of a batch.
 pub(crate) const INPUTS: [(&str, Dtype); 10] = [
     ("max_new_tokens", Dtype::Int32),
     ("min_new_tokens", Dtype::Int32),

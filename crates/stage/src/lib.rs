@@ -8,6 +8,7 @@
 //! under which name it is served: SageMaker renames models.
 #![forbid(unsafe_code)]
 
+pub mod caption_stream;
 pub mod captioner;
 pub mod clip_image;
 pub mod clip_text;
@@ -52,6 +53,27 @@ pub trait Stage: Send {
     /// Answers every request of the batch, in order: `out.len() == requests.len()`.
     /// A bad request costs its own answer only.
     fn execute(&mut self, requests: &[Request<'_>]) -> Vec<Result<Response>>;
+
+    /// Answers every request of the batch through `sink`. What a decoupled stage (see
+    /// [`Signature::decoupled`]) is called by; any other answers once.
+    fn stream(&mut self, requests: &[Request<'_>], sink: &mut dyn Sink) {
+        for (index, outcome) in self.execute(requests).into_iter().enumerate() {
+            sink.end(index, outcome);
+        }
+    }
+}
+
+/// Where a decoupled stage puts its responses: for each request, by its index in the
+/// batch, any number and then the last.
+pub trait Sink {
+    /// One more response; others follow.
+    ///
+    /// # Errors
+    /// When it could not be sent: then the last is all that is to follow.
+    fn send(&mut self, request: usize, response: Response) -> Result<()>;
+
+    /// The last response, or why there is none. Once a request.
+    fn end(&mut self, request: usize, outcome: Result<Response>);
 }
 
 /// The stage file: what kind of stage a folder holds, and what that kind needs to know.
@@ -66,6 +88,8 @@ pub enum StageFile {
     ClipText(clip_text::ClipTextFile),
     /// [`captioner`].
     Captioner(captioner::CaptionerFile),
+    /// [`caption_stream`].
+    CaptionStream(caption_stream::CaptionStreamFile),
     /// [`ranker`].
     Ranker(ranker::RankerFile),
     /// [`tagger`].
@@ -93,6 +117,9 @@ pub fn open(folder: &Path, parameters: &Parameters) -> Result<Box<dyn StageModel
         }
         StageFile::Captioner(file) => {
             Box::new(captioner::CaptionerModel::open(folder, file, parameters)?)
+        }
+        StageFile::CaptionStream(file) => {
+            Box::new(caption_stream::CaptionStreamModel::open(folder, file, parameters)?)
         }
         StageFile::Ranker(file) => Box::new(ranker::RankerModel::open(folder, file, parameters)?),
         StageFile::Tagger(file) => Box::new(tagger::TaggerModel::open(folder, file, parameters)?),

@@ -82,6 +82,18 @@ impl<'a> Tensor<'a> {
         Tensor { name: name.into(), shape, data: Data::Bytes(values) }
     }
 
+    /// The same values under the name `name`, without a copy.
+    pub fn renamed<'t>(&'t self, name: &'t str) -> Tensor<'t> {
+        let data = match &self.data {
+            Data::F32(values) => Data::F32(Cow::Borrowed(values)),
+            Data::I32(values) => Data::I32(Cow::Borrowed(values)),
+            Data::Bytes(values) => {
+                Data::Bytes(values.iter().map(|value| Cow::Borrowed(&value[..])).collect())
+            }
+        };
+        Tensor { name: Cow::Borrowed(name), shape: self.shape.clone(), data }
+    }
+
     /// A BYTES tensor of shape `[n, 1]`, a text an item.
     pub fn texts(name: impl Into<Cow<'a, str>>, texts: Vec<String>) -> Self {
         let shape = vec![texts.len(), 1];

@@ -62,6 +62,8 @@ pub struct Signature {
     pub inputs: Vec<TensorSpec>,
     /// The outputs.
     pub outputs: Vec<TensorSpec>,
+    /// Whether a request is answered by several responses, one after the other.
+    pub decoupled: bool,
 }
 
 impl Signature {
@@ -89,6 +91,8 @@ pub enum StageKind {
     ClipText,
     /// The caption model: vision, qformer, decoder.
     Captioner,
+    /// A picture to a caption, told as it is said: preprocessing and caption model in one.
+    CaptionStream,
     /// CLIP Interrogator: label tables, chain, modes.
     Ranker,
     /// Zero-shot labels.
@@ -97,11 +101,12 @@ pub enum StageKind {
 
 impl StageKind {
     /// Every kind, in the order a request meets them.
-    pub const ALL: [StageKind; 6] = [
+    pub const ALL: [StageKind; 7] = [
         StageKind::Preprocess,
         StageKind::ClipImage,
         StageKind::ClipText,
         StageKind::Captioner,
+        StageKind::CaptionStream,
         StageKind::Ranker,
         StageKind::Tagger,
     ];
@@ -113,6 +118,7 @@ impl StageKind {
             StageKind::ClipImage => "clip_image",
             StageKind::ClipText => "clip_text",
             StageKind::Captioner => "captioner",
+            StageKind::CaptionStream => "caption_stream",
             StageKind::Ranker => "ranker",
             StageKind::Tagger => "tagger",
         }
@@ -154,6 +160,10 @@ impl StageKind {
                 .concat(),
                 vec![text("caption")],
             ),
+            StageKind::CaptionStream => (
+                [vec![text("image"), optional("text", Bytes)], generation()].concat(),
+                vec![text("caption")],
+            ),
             StageKind::Ranker => (
                 vec![
                     embeds("image_embeds"),
@@ -184,7 +194,7 @@ impl StageKind {
                 ],
             ),
         };
-        Signature { inputs, outputs }
+        Signature { inputs, outputs, decoupled: self == StageKind::CaptionStream }
     }
 }
 

@@ -100,6 +100,28 @@ impl CaptionTokenizer {
         Ok(python_strip(&text).to_string())
     }
 
+    /// What of [`Self::caption`] is settled, whatever ids may follow: a prefix of it,
+    /// and of the caption of any longer list. Held back are an incomplete character,
+    /// blanks, and what the clean-up of spaces could still change.
+    ///
+    /// # Errors
+    /// Those of [`Self::decode`].
+    pub fn settled(&self, ids: &[u32]) -> Result<String> {
+        let text = self
+            .tokenizer
+            .decode(ids, true)
+            .map_err(|_| Error::internal(format!("{} token ids have no text", ids.len())))?;
+        // Bytes that are no character yet.
+        let mut text = text.trim_end_matches(char::REPLACEMENT_CHARACTER).to_owned();
+        if self.clean_up {
+            for (from, to) in CLEAN_UP {
+                hold_back(&mut text, from);
+                text = text.replace(from, to);
+            }
+        }
+        Ok(python_strip(&text).to_string())
+    }
+
     /// The id of a token by its name.
     pub fn id(&self, token: &str) -> Option<u32> {
         self.tokenizer.token_to_id(token)
@@ -126,19 +148,29 @@ impl CaptionTokenizer {
     }
 }
 
-/// `PreTrainedTokenizerBase.clean_up_tokenization`.
+/// `PreTrainedTokenizerBase.clean_up_tokenization`: what is replaced, one after the other.
+const CLEAN_UP: [(&str, &str); 10] = [
+    (" .", "."),
+    (" ?", "?"),
+    (" !", "!"),
+    (" ,", ","),
+    (" ' ", "'"),
+    (" n't", "n't"),
+    (" 'm", "'m"),
+    (" 's", "'s"),
+    (" 've", "'ve"),
+    (" 're", "'re"),
+];
+
 fn clean_up(text: &str) -> String {
-    const RULES: [(&str, &str); 10] = [
-        (" .", "."),
-        (" ?", "?"),
-        (" !", "!"),
-        (" ,", ","),
-        (" ' ", "'"),
-        (" n't", "n't"),
-        (" 'm", "'m"),
-        (" 's", "'s"),
-        (" 've", "'ve"),
-        (" 're", "'re"),
-    ];
-    RULES.iter().fold(text.to_string(), |text, (from, to)| text.replace(from, to))
+    CLEAN_UP.iter().fold(text.to_string(), |text, (from, to)| text.replace(from, to))
+}
+
+/// Cuts off an end of `text` that could be the beginning of `pattern`: what is left
+/// is replaced in as it will be in any longer text.
+fn hold_back(text: &mut String, pattern: &str) {
+    let beginning = (1..pattern.len()).rev().find(|&length| text.ends_with(&pattern[..length]));
+    if let Some(length) = beginning {
+        text.truncate(text.len() - length);
+    }
 }

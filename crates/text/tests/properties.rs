@@ -95,7 +95,44 @@ proptest! {
     fn any_ids_have_text(ids in prop::collection::vec(any::<u32>().prop_map(|id| id % 1300), 0..20)) {
         OPT.decode(&ids, false).unwrap();
         OPT.caption(&ids).unwrap();
+        check_settled(&ids);
     }
+
+    /// Texts in which the clean-up of spaces reaches over tokens, and characters of several.
+    #[test]
+    fn what_is_settled_stays(
+        pieces in prop::collection::vec(
+            prop::sample::select(vec![
+                " ", "  ", "'", " '", " ' ", "n't", " n", "'", "t", "'m", " 've", "v", "ve", "e", ".",
+                " .", ",", " !", "?", "re", "cat", " a", "é", "👍", "中", "</s>", "\n", "\u{fffd}",
+            ]),
+            0..16,
+        )
+    ) {
+        check_settled(&OPT.encode(&pieces.concat()).unwrap());
+    }
+}
+
+/// What is settled after each id is how the whole begins, and never less than before.
+fn check_settled(ids: &[u32]) {
+    let whole = OPT.caption(ids).unwrap();
+    let mut before = String::new();
+    for end in 0..=ids.len() {
+        let settled = OPT.settled(&ids[..end]).unwrap();
+        assert!(whole.starts_with(&settled), "{settled:?} of {whole:?}");
+        assert!(settled.starts_with(&before), "{settled:?} after {before:?}");
+        before = settled;
+    }
+}
+
+#[test]
+fn little_is_held_back() {
+    let ids = OPT.encode("a cat's 👍 hat").unwrap();
+    let told: Vec<String> = (1..=ids.len()).map(|end| OPT.settled(&ids[..end]).unwrap()).collect();
+    assert_eq!(told.last().unwrap(), "a cat's 👍 hat");
+    // The token of a blank and a letter is told at once, the bytes of a character together.
+    assert!(told.iter().any(|text| text.ends_with("cat's 👍")), "{told:?}");
+    assert!(!told.iter().any(|text| text.contains(char::REPLACEMENT_CHARACTER)));
 }
 
 #[test]

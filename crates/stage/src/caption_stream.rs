@@ -1,0 +1,228 @@
+//! `caption_stream`: the bytes of a picture to a caption, piece by piece as it is said.
+//!
+//! A decoupled model cannot be a step of an ensemble that answers once, so this stage
+//! has both of what `caption` does in two: the picture's preprocessing and the captioner,
+//! the same code.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use imprompt_caption::Told;
+use imprompt_error::{Error, Result};
+use imprompt_graph::CaptionFacts;
+use serde::{Deserialize, Serialize};
+
+use crate::captioner::{CaptionerFile, CaptionerModel, CaptionerStage};
+use crate::preprocess::{PreprocessFile, PreprocessModel};
+use crate::{Parameters, Request, Response, Signature, Sink, Stage, StageKind, StageModel, Tensor};
+
+/// The stage file of `caption_stream`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CaptionStreamFile {
+    /// What the graphs of this folder are.
+    pub facts: CaptionFacts,
+    /// The captioner's preprocessor_config.json.
+    pub caption_preprocessor: String,
+}
+
+pub(crate) struct CaptionStreamModel {
+    preprocess: PreprocessModel,
+    captioner: Arc<CaptionerModel>,
+    signature: Signature,
+}
+
+impl CaptionStreamModel {
+    pub(crate) fn open(
+        folder: &Path,
+        file: CaptionStreamFile,
+        parameters: &Parameters,
+    ) -> Result<Self> {
+        let preprocess = PreprocessFile {
+            clip_preprocessor: None,
+            caption_preprocessor: Some(file.caption_preprocessor),
+        };
+        let captioner = CaptionerFile { facts: file.facts };
+        Ok(CaptionStreamModel {
+            preprocess: PreprocessModel::open(folder, &preprocess, parameters)?,
+            captioner: Arc::new(CaptionerModel::open(folder, captioner, parameters)?),
+            signature: StageKind::CaptionStream.signature(),
+        })
+    }
+}
+
+impl StageModel for CaptionStreamModel {
+    fn signature(&self) -> &Signature {
+        &self.signature
+    }
+
+    fn instance(&self) -> Result<Box<dyn Stage>> {
+        Ok(Box::new(CaptionStream {
+            preprocess: self.preprocess.instance()?,
+            model: self.captioner.clone(),
+            captioner: None,
+        }))
+    }
+}
+
+struct CaptionStream {
+    preprocess: Box<dyn Stage>,
+    model: Arc<CaptionerModel>,
+    /// Opened by the first request: who never streams has no second captioner in memory.
+    captioner: Option<CaptionerStage>,
+}
+
+impl Stage for CaptionStream {
+    fn execute(&mut self, requests: &[Request<'_>]) -> Vec<Result<Response>> {
+        let mut ends = Ends(Vec::new());
+        ends.0.resize_with(requests.len(), || Err(Error::internal("a picture was left out")));
+        self.run(requests, &mut ends, false);
+        ends.0
+    }
+
+    fn stream(&mut self, requests: &[Request<'_>], sink: &mut dyn Sink) {
+        self.run(requests, sink, true);
+    }
+}
+
+/// The last response of each request.
+struct Ends(Vec<Result<Response>>);
+
+impl Sink for Ends {
+    fn send(&mut self, _: usize, _: Response) -> Result<()> {
+        Ok(())
+    }
+
+    fn end(&mut self, request: usize, outcome: Result<Response>) {
+        self.0[request] = outcome;
+    }
+}
+
+/// What one request has been told.
+#[derive(Default)]
+struct Telling {
+    ids: Vec<u32>,
+    /// The text that was sent.
+    sent: String,
+    /// Why no more can be sent.
+    failure: Option<Error>,
+    is_done: bool,
+}
+
+impl CaptionStream {
+    /// Answers `requests`; in pieces or, else, with the whole caption as the last response.
+    fn run(&mut self, requests: &[Request<'_>], sink: &mut dyn Sink, in_pieces: bool) {
+        // The requests that have pixels, and these.
+        let (mut alive, mut pixels) = (Vec::new(), Vec::new());
+        for (index, outcome) in self.pixels(requests).into_iter().enumerate() {
+            match outcome {
+                Ok(tensor) => {
+                    alive.push(index);
+                    pixels.push(tensor);
+                }
+                Err(error) => sink.end(index, Err(error)),
+            }
+        }
+        if alive.is_empty() {
+            return;
+        }
+        let captioner = match &mut self.captioner {
+            Some(captioner) => captioner,
+            closed => match self.model.stage() {
+                Ok(captioner) => closed.insert(captioner),
+                Err(error) => {
+                    alive.into_iter().for_each(|index| sink.end(index, Err(error.clone())));
+                    return;
+                }
+            },
+        };
+        let asked: Vec<Request<'_>> = alive
+            .iter()
+            .zip(&pixels)
+            .map(|(&index, pixels)| {
+                let request = &requests[index];
+                let others = request.inputs.iter().filter(|tensor| tensor.name != "image");
+                let mut inputs = vec![pixels.renamed("pixel_values")];
+                inputs.extend(others.map(|tensor| tensor.renamed(&tensor.name)));
+                Request { batch: 1, inputs, outputs: None, cancellation: request.cancellation }
+            })
+            .collect();
+        let tokenizer = captioner.tokenizer();
+        let mut tellings: Vec<Telling> = alive.iter().map(|_| Telling::default()).collect();
+        let outcomes = captioner.run(&asked, &mut |request, told| {
+            let (index, telling) = (alive[request], &mut tellings[request]);
+            match told {
+                Told::Token(id) => {
+                    telling.ids.push(id);
+                    if in_pieces && telling.failure.is_none() {
+                        let told = tokenizer
+                            .settled(&telling.ids)
+                            .and_then(|text| telling.piece(text))
+                            .and_then(|piece| match piece.is_empty() {
+                                true => Ok(()),
+                                false => sink.send(index, response(piece)),
+                            });
+                        telling.failure = told.err();
+                    }
+                }
+                Told::End(outcome) => {
+                    let outcome = match (telling.failure.take(), outcome) {
+                        (Some(error), _) => Err(error),
+                        (None, Err(error)) => Err(error.clone()),
+                        (None, Ok(generated)) => tokenizer
+                            .caption(&generated.ids)
+                            .and_then(|text| telling.piece(text))
+                            .map(response),
+                    };
+                    telling.is_done = true;
+                    sink.end(index, outcome);
+                }
+            }
+        });
+        // Those that were refused before anything was computed.
+        for ((index, telling), outcome) in alive.into_iter().zip(tellings).zip(outcomes) {
+            if !telling.is_done {
+                sink.end(index, outcome);
+            }
+        }
+    }
+
+    /// The pixel values of each request's one picture.
+    fn pixels(&mut self, requests: &[Request<'_>]) -> Vec<Result<Tensor<'static>>> {
+        let outcome = |request: &Request<'_>| {
+            if request.batch != 1 {
+                return Err(Error::invalid(format!(
+                    "input `image`: {} pictures, 1 a stream is allowed",
+                    request.batch
+                )));
+            }
+            let inputs = request.input("image").map(|image| image.renamed("image"));
+            let request = Request {
+                batch: 1,
+                inputs: inputs.into_iter().collect(),
+                outputs: None,
+                cancellation: request.cancellation,
+            };
+            let lost = || Err(Error::internal("a picture was left out"));
+            let mut response = self.preprocess.execute(&[request]).pop().unwrap_or_else(lost)?;
+            response.pop().ok_or_else(|| Error::internal("a picture has no pixels"))
+        };
+        requests.iter().map(outcome).collect()
+    }
+}
+
+impl Telling {
+    /// What of `text` was not sent, and is now.
+    fn piece(&mut self, text: String) -> Result<String> {
+        let piece = text
+            .strip_prefix(&*self.sent)
+            .ok_or_else(|| Error::internal("a caption does not begin as it was told"))?
+            .to_owned();
+        self.sent = text;
+        Ok(piece)
+    }
+}
+
+fn response(piece: String) -> Response {
+    vec![Tensor::texts("caption", vec![piece])]
+}
