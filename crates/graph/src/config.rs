@@ -107,7 +107,14 @@ impl Section {
     /// # Errors
     /// `NotFound` when there is none, `BadModel` when it is not a JSON object.
     pub fn open(folder: &Path) -> Result<Self> {
-        let path = folder.join("config.json");
+        Self::open_file(&folder.join("config.json"))
+    }
+
+    /// The JSON object in the file `path`.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_file(path: &Path) -> Result<Self> {
         let wrong = |what: String| Error::bad_model(format!("{}: {what}", path.display()));
         let length = std::fs::metadata(&path)
             .map_err(|e| match e.kind() {
