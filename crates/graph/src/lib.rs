@@ -5,7 +5,7 @@
 //! * [`weights`]: which tensor lies where in the model's files.
 //! * [`builder`]: nodes, constants and references to weights become a graph.
 //! * [`config`]: `config.json`, with every key accounted for.
-//! * [`clip`]: the two towers of CLIP.
+//! * [`clip`]: the two towers of CLIP, of open_clip's CLIP, and of SigLIP.
 //! * [`captioner`]: caption models of every family: [`blip2`], made of its image
 //!   encoder, [`qformer`] and [`opt`].
 #![forbid(unsafe_code)]
@@ -21,4 +21,4 @@ pub mod qformer;
 pub mod weights;
 
 pub use captioner::{CaptionFacts, CaptionFamily, CaptionGraphs, caption_graphs};
-pub use clip::{ClipFacts, ClipGraphs, EosRule, clip_graphs};
+pub use clip::{ClipFacts, ClipFamily, ClipGraphs, EosRule, Probability, clip_graphs};

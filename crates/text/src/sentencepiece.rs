@@ -278,11 +278,11 @@ impl Charsmap {
             place ^= usize::from(byte);
             let Some(&unit) = self.units.get(place) else { break };
             // The label has the top bit set where the unit is a leaf.
-            if unit & (1 << 31 | 0xff) != u32::from(byte) {
+            if unit & ((1 << 31) | 0xff) != u32::from(byte) {
                 break;
             }
             place ^= offset(unit);
-            if unit >> 8 & 1 == 1
+            if (unit >> 8) & 1 == 1
                 && let Some(&leaf) = self.units.get(place)
             {
                 found = Some((leaf & 0x7fff_ffff, at + 1));
