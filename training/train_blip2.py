@@ -23,7 +23,7 @@ from muon import Muon
 from train_clip import Data
 
 BATCH = 192
-FROZEN = 0.35        # this part of the time the vision tower stays as CLIP left it
+FROZEN = 0.25        # this part of the time the vision tower stays as CLIP left it
 
 
 def vision(model, x, drop):
@@ -101,6 +101,7 @@ def main():
     ap.add_argument("models")
     ap.add_argument("--minutes", type=float, default=30)
     ap.add_argument("--clip")
+    ap.add_argument("--init", help="go on from these weights, all but the vision tower's")
     ap.add_argument("--procs", type=int, default=2)
     ap.add_argument("--seed", type=int, default=1)
     a = ap.parse_args()
@@ -128,6 +129,9 @@ def train(rank, meeting, a):
     clip = clip_model.Clip(len(json.load(open(f"{a.models}/demo-clip/vocab.json"))))
     clip.load_state_dict(load_file(a.clip or f"{a.cache}/clip_ema.safetensors"))
     model = blip2_model.build(vocab).float().train()
+    if a.init:
+        model.load_state_dict(load_file(a.init), strict=False)
+        model.tie_weights()
     blip2_model.take_vision(model, clip, data.batch(192, torch.Generator().manual_seed(5), 0.5)[0])
     head = nn.Linear(blip2_model.WIDTH, len(captions))        # names the concept; thrown away at the end
     tower = {id(p) for p in model.vision_model.parameters()}

@@ -5,9 +5,9 @@ use std::path::Path;
 use imprompt_engine::{Cache, Engine, EngineOptions, Held, Input, Runtime, TensorView};
 use imprompt_error::{Cancellation, Error, Result};
 use imprompt_graph::CaptionFacts;
-use imprompt_graph::captioner::{DECODER_GRAPH, QFORMER_GRAPH, VISION_GRAPH};
+use imprompt_graph::captioner::{DECODER_GRAPH, MEMORY_GRAPH, QFORMER_GRAPH, VISION_GRAPH};
 
-use crate::decoder::{Decoder, DecoderModel, Prompt, cache_spec};
+use crate::decoder::{Decoder, DecoderModel, Prompt, cache_spec, memory_length};
 use crate::scheduler::{Event, Limits, Scheduler, Stop};
 
 /// One picture and what shall be said about it.
@@ -15,8 +15,8 @@ use crate::scheduler::{Event, Limits, Scheduler, Stop};
 pub struct CaptionRequest<'a> {
     /// `[3, image_size, image_size]`, as the model's image processor makes it.
     pub pixel_values: &'a [f32],
-    /// The token ids that the caption continues, special tokens included, as
-    /// the model's tokenizer makes them. `None`: the beginning of a text.
+    /// The token ids that the caption continues or answers, special tokens
+    /// included, as the model's tokenizer makes them. `None`: no text.
     pub prompt_ids: Option<&'a [u32]>,
     /// Most tokens the caption may have.
     pub max_new_tokens: usize,
@@ -40,9 +40,9 @@ pub struct CaptionerOptions {
     pub engine: EngineOptions,
     /// Sequences that are decoded side by side: slots of the cache.
     pub slots: usize,
-    /// Positions of a slot: the picture's, the prompt's and the caption's. What
+    /// Positions that a text and what is said take together in the decoder. What
     /// the model has no positions for is not allocated.
-    pub max_length: usize,
+    pub max_text_positions: usize,
     /// Every step computes the whole sequence anew, without what the cache
     /// keeps: slow, to compare with.
     pub recompute: bool,
@@ -53,7 +53,7 @@ impl Default for CaptionerOptions {
         CaptionerOptions {
             engine: EngineOptions::default(),
             slots: 8,
-            max_length: 512,
+            max_text_positions: 512,
             recompute: false,
         }
     }
@@ -64,11 +64,13 @@ impl Default for CaptionerOptions {
 pub struct Captioner {
     facts: CaptionFacts,
     vision: Box<dyn Engine>,
-    qformer: Box<dyn Engine>,
+    qformer: Option<Box<dyn Engine>>,
+    memory: Option<Box<dyn Engine>>,
     decoder: Box<dyn Engine>,
     cache: Box<dyn Cache>,
     limits: Limits,
-    key_positions: Vec<i64>,
+    positions: Vec<i64>,
+    max_text: usize,
     recompute: bool,
 }
 
@@ -86,17 +88,22 @@ impl Captioner {
         runtime: &dyn Runtime,
         options: &CaptionerOptions,
     ) -> Result<Self> {
-        let max_length = options.max_length.min(facts.max_positions);
-        if options.slots == 0 || max_length <= facts.query_tokens {
+        let prefix = facts.prefix_positions();
+        let max_length = prefix
+            .saturating_add(options.max_text_positions)
+            .min(facts.max_positions.unwrap_or(usize::MAX));
+        if options.slots == 0 || max_length <= prefix {
             return Err(Error::invalid(format!(
                 "a cache of {} slots of {max_length} positions holds no caption: a picture takes \
-                 {} positions",
-                options.slots, facts.query_tokens
+                 {prefix} positions",
+                options.slots
             )));
         }
-        let vision = runtime.open(&folder.join(VISION_GRAPH), &options.engine)?;
-        let qformer = runtime.open(&folder.join(QFORMER_GRAPH), &options.engine)?;
-        let decoder = runtime.open(&folder.join(DECODER_GRAPH), &options.engine)?;
+        let open = |name: &str| runtime.open(&folder.join(name), &options.engine);
+        let vision = open(VISION_GRAPH)?;
+        let qformer = facts.qformer.then(|| open(QFORMER_GRAPH)).transpose()?;
+        let memory = facts.memory.as_ref().map(|_| open(MEMORY_GRAPH)).transpose()?;
+        let decoder = open(DECODER_GRAPH)?;
         check(&facts, vision.as_ref(), decoder.as_ref())
             .map_err(|error| error.context(folder.display()))?;
         let cache = decoder.new_cache(&cache_spec(&facts, options.slots, max_length))?;
@@ -106,14 +113,18 @@ impl Captioner {
             vocabulary: facts.vocabulary,
             eos_token_ids: facts.eos_token_ids.clone(),
         };
+        let memory_length = memory_length(&facts, options.max_text_positions);
+        let memory_picture = facts.memory.as_ref().map_or(0, |memory| memory.picture_positions);
         Ok(Captioner {
             facts,
             vision,
             qformer,
+            memory,
             decoder,
             cache,
             limits,
-            key_positions: (0..max_length as i64).collect(),
+            positions: (0..max_length.max(memory_length) as i64).collect(),
+            max_text: memory_length - memory_picture,
             recompute: options.recompute,
         })
     }
@@ -144,9 +155,9 @@ impl Captioner {
         outcomes.into_iter().map(|outcome| outcome.unwrap_or_else(lost)).collect()
     }
 
-    /// What the Q-Former makes of pictures: `pixel_values`
-    /// `[pictures, 3, image_size, image_size]` to `query_embeds` f32
-    /// `[pictures, query_tokens, embedding_width]`.
+    /// What the encoders make of pictures: `pixel_values`
+    /// `[pictures, 3, image_size, image_size]` to f32
+    /// `[pictures, picture_positions, picture_width]`.
     ///
     /// # Errors
     /// `Internal` when the pixels are not of that shape; what the engine reports.
@@ -155,8 +166,8 @@ impl Captioner {
         let shape = [pictures, 3, size, size];
         let pixels = TensorView::new(&shape, pixel_values)?;
         let image = one(self.vision.run(&[("pixel_values", pixels.into())], &["image_embeds"])?)?;
-        let image: Input<'_> = (&image).into();
-        one(self.qformer.run(&[("image_embeds", image)], &["query_embeds"])?)
+        let Some(qformer) = &mut self.qformer else { return Ok(image) };
+        one(qformer.run(&[("image_embeds", Input::from(&image))], &["query_embeds"])?)
     }
 
     /// Why a request is refused before anything is computed.
@@ -169,14 +180,29 @@ impl Captioner {
                 size = self.facts.image_size
             )));
         }
-        let Some(ids) = request.prompt_ids else { return request.cancel.check() };
+        let prompt = Prompt::new(&self.facts, request.prompt_ids);
+        let ids = prompt.text_ids(&self.facts);
         if ids.is_empty() {
-            return Err(Error::invalid("the prompt has 0 tokens, at least 1 is needed"));
+            return Err(Error::invalid(match request.prompt_ids {
+                None => "this model answers questions: a text is needed".to_owned(),
+                Some(ids) => format!(
+                    "the text has {} tokens, at least {} are needed",
+                    ids.len(),
+                    self.facts.text.dropped + 1
+                ),
+            }));
         }
         if let Some(id) = ids.iter().find(|id| **id as usize >= self.facts.vocabulary) {
             return Err(Error::invalid(format!(
-                "the prompt has token id {id}, ids below {} are allowed",
+                "the text has token id {id}, ids below {} are allowed",
                 self.facts.vocabulary
+            )));
+        }
+        if self.facts.memory_holds_text() && ids.len() > self.max_text {
+            return Err(Error::invalid(format!(
+                "the text has {} tokens, at most {} are allowed",
+                ids.len(),
+                self.max_text
             )));
         }
         request.cancel.check()
@@ -191,9 +217,8 @@ impl Captioner {
         let mut scheduler = Scheduler::new(self.limits.clone());
         let mut accepted = Vec::with_capacity(members.len());
         for &member in members {
-            let ids = batch[member].prompt_ids.map_or(vec![self.facts.bos_token_id], <[_]>::to_vec);
-            // The queries come when it is known which pictures are worth encoding.
-            let prompt = Prompt { queries: &[], ids };
+            // The picture comes when it is known which ones are worth encoding.
+            let prompt = Prompt::new(&self.facts, batch[member].prompt_ids);
             let positions = prompt.positions(&self.facts);
             match self.limits.fit(positions, batch[member].max_new_tokens) {
                 Ok(()) => accepted.push((member, prompt, positions)),
@@ -214,18 +239,19 @@ impl Captioner {
             }
         };
         let encoded = self.encode(accepted.len(), pixel_values)?;
-        let width = self.facts.query_tokens * self.facts.embedding_width;
-        let queries = encoded.as_slice::<f32>()?.chunks_exact(width);
-        for ((member, prompt, positions), queries) in accepted.into_iter().zip(queries) {
-            let prompt = Prompt { queries, ..prompt };
+        let size = self.facts.picture_positions * self.facts.picture_width;
+        let pictures = encoded.as_slice::<f32>()?.chunks_exact(size);
+        for ((member, prompt, positions), picture) in accepted.into_iter().zip(pictures) {
+            let prompt = Prompt { picture, ..prompt };
             scheduler.submit(member, prompt, positions, batch[member].max_new_tokens)?;
         }
-        let decoder = Decoder::new(
-            self.decoder.as_mut(),
-            self.cache.as_mut(),
-            &self.facts,
-            &self.key_positions,
-        );
+        let decoder = Decoder {
+            memory: self.memory.as_mut(),
+            engine: self.decoder.as_mut(),
+            cache: self.cache.as_mut(),
+            facts: &self.facts,
+            positions: &self.positions,
+        };
         let mut model = DecoderModel::new(decoder, self.recompute);
         let mut ids: Vec<Vec<u32>> = vec![Vec::new(); batch.len()];
         while !scheduler.is_idle() {
@@ -252,14 +278,15 @@ fn check(facts: &CaptionFacts, vision: &dyn Engine, decoder: &dyn Engine) -> Res
     let size = Some(facts.image_size);
     let expected = [
         (vision, "pixel_values", vec![None, Some(3), size, size]),
-        (decoder, "query_embeds", vec![None, None, Some(facts.embedding_width)]),
         (
             decoder,
             "past_key_values.0.key",
             vec![None, Some(facts.heads), None, Some(facts.head_dim)],
         ),
     ];
-    for (engine, name, shape) in expected {
+    let picture = (decoder, "picture_embeds", vec![None, None, Some(facts.picture_width)]);
+    let in_front = facts.memory.is_none().then_some(picture);
+    for (engine, name, shape) in expected.into_iter().chain(in_front) {
         let port = engine.inputs().iter().find(|port| port.name == name);
         if port.is_none_or(|port| port.shape != shape) {
             return Err(Error::bad_model(format!(

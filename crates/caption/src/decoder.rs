@@ -4,23 +4,45 @@ use std::ops::Range;
 
 use imprompt_engine::{Cache, CacheSpec, Engine, Held, Input, TensorView};
 use imprompt_error::{Error, Result};
-use imprompt_graph::CaptionFacts;
+use imprompt_graph::{CaptionFacts, MemoryFacts};
 
 use crate::scheduler::{Logits, Model};
 
 /// What a sequence starts from.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Prompt<'a> {
-    /// The picture as `[query_tokens, embedding_width]`.
-    pub(crate) queries: &'a [f32],
-    /// The text's token ids, at least one.
+    /// The picture as `[picture_positions, picture_width]`.
+    pub(crate) picture: &'a [f32],
+    /// The text's token ids where it stands in the memory, else none.
+    pub(crate) memory_ids: Vec<u32>,
+    /// The token ids that the decoder starts with, at least one.
     pub(crate) ids: Vec<u32>,
 }
 
-impl Prompt<'_> {
-    /// Positions it takes.
+impl<'a> Prompt<'a> {
+    /// What a model of `facts` makes of a text's token ids; the picture comes
+    /// later. The ids are empty where the model needs a text and has none.
+    pub(crate) fn new(facts: &CaptionFacts, text: Option<&[u32]>) -> Self {
+        let read = facts.text.read(text);
+        match facts.memory_holds_text() {
+            false => Prompt { picture: &[], memory_ids: Vec::new(), ids: read },
+            true => Prompt { picture: &[], memory_ids: read, ids: vec![facts.bos_token_id] },
+        }
+    }
+
+    /// The part that is the text.
+    pub(crate) fn text_ids(&self, facts: &CaptionFacts) -> &[u32] {
+        if facts.memory_holds_text() { &self.memory_ids } else { &self.ids }
+    }
+
+    /// Positions it takes in the decoder.
     pub(crate) fn positions(&self, facts: &CaptionFacts) -> usize {
-        facts.query_tokens + self.ids.len()
+        facts.prefix_positions() + self.ids.len()
+    }
+
+    /// Positions it takes in the memory.
+    fn memory_positions(&self, memory: &MemoryFacts) -> usize {
+        memory.picture_positions + self.memory_ids.len()
     }
 }
 
@@ -34,61 +56,143 @@ impl Logits for HeldLogits {
     }
 }
 
-/// The decoder graph, an engine for it and the slots of its cache.
+/// The engines of a decoder, and the slots of their cache.
 #[derive(Debug)]
 pub(crate) struct Decoder<'c> {
-    engine: &'c mut dyn Engine,
-    cache: &'c mut dyn Cache,
-    facts: &'c CaptionFacts,
-    key_positions: &'c [i64],
+    /// The memory graph, where the model has one.
+    pub(crate) memory: Option<&'c mut Box<dyn Engine>>,
+    /// The decoder graph.
+    pub(crate) engine: &'c mut dyn Engine,
+    /// The slots.
+    pub(crate) cache: &'c mut dyn Cache,
+    /// The model.
+    pub(crate) facts: &'c CaptionFacts,
+    /// 0, 1, ... up to the length of a slot or of its memory, the longer one.
+    pub(crate) positions: &'c [i64],
 }
 
-impl<'c> Decoder<'c> {
-    /// `key_positions` is 0, 1, ... up to the length of a slot.
-    pub(crate) fn new(
-        engine: &'c mut dyn Engine,
-        cache: &'c mut dyn Cache,
-        facts: &'c CaptionFacts,
-        key_positions: &'c [i64],
-    ) -> Self {
-        Decoder { engine, cache, facts, key_positions }
+/// What one run appends, a row for each sequence.
+struct Appended<'a> {
+    picture_embeds: &'a [f32],
+    input_ids: Vec<i64>,
+    write_index: Vec<i64>,
+    lengths: Vec<i64>,
+    /// Where the memory holds a text: positions that each sequence has there.
+    memory_lengths: &'a [i64],
+}
+
+impl Decoder<'_> {
+    /// Writes the memory of the sequences in `slots`, where there is one.
+    fn write_memory(
+        &mut self,
+        slots: Range<usize>,
+        pictures: &[f32],
+        prompts: &[Prompt<'_>],
+    ) -> Result<()> {
+        let (Some(engine), Some(memory)) = (&mut self.memory, &self.facts.memory) else {
+            return Ok(());
+        };
+        let picture_shape = [prompts.len(), self.facts.picture_positions, self.facts.picture_width];
+        let rows = prompts.iter().map(|prompt| prompt.memory_ids.as_slice());
+        let (input_ids, tokens) = padded(rows);
+        let lengths: Vec<i64> =
+            prompts.iter().map(|prompt| prompt.memory_ids.len() as i64).collect();
+        let (token_shape, batch_shape) = ([prompts.len(), tokens], [prompts.len()]);
+        let mut inputs: Vec<(&str, Input<'_>)> =
+            vec![("picture_embeds", TensorView::new(&picture_shape, pictures)?.into())];
+        if memory.holds_text {
+            inputs.push(("input_ids", TensorView::new(&token_shape, &input_ids)?.into()));
+            inputs.push(("lengths", TensorView::new(&batch_shape, &lengths)?.into()));
+        }
+        engine.run_with_cache(&inputs, &[], self.cache, slots)?;
+        Ok(())
     }
 
     fn run(&mut self, slots: Range<usize>, batch: &Appended<'_>) -> Result<HeldLogits> {
         let sequences = slots.len();
         let tokens = batch.input_ids.len() / sequences;
-        let queries = batch.query_embeds.len() / sequences / self.facts.embedding_width;
+        let prefix = batch.picture_embeds.len() / sequences / self.facts.picture_width;
         let start = batch.write_index.iter().max().copied().unwrap_or(0);
-        let keys = start as usize + queries + tokens;
-        let key_positions = self.key_positions.get(..keys).ok_or_else(|| {
-            Error::internal(format!(
-                "a run reaches position {keys}, a slot has {}",
-                self.key_positions.len()
-            ))
-        })?;
-        let query_shape = [sequences, queries, self.facts.embedding_width];
-        let (token_shape, batch_shape, key_shape) = ([sequences, tokens], [sequences], [keys]);
-        let inputs: [(&str, Input<'_>); 5] = [
-            ("query_embeds", TensorView::new(&query_shape, batch.query_embeds)?.into()),
+        let key_positions = first(self.positions, start as usize + prefix + tokens)?;
+        let seen = batch.memory_lengths.iter().max().copied().unwrap_or(0);
+        let memory_positions = first(self.positions, seen as usize)?;
+        let picture_shape = [sequences, prefix, self.facts.picture_width];
+        let (token_shape, batch_shape) = ([sequences, tokens], [sequences]);
+        let (key_shape, memory_shape) = ([key_positions.len()], [memory_positions.len()]);
+        let mut inputs: Vec<(&str, Input<'_>)> = vec![
             ("input_ids", TensorView::new(&token_shape, &batch.input_ids)?.into()),
             ("write_index", TensorView::new(&batch_shape, &batch.write_index)?.into()),
             ("lengths", TensorView::new(&batch_shape, &batch.lengths)?.into()),
             ("key_positions", TensorView::new(&key_shape, key_positions)?.into()),
         ];
+        if self.facts.memory.is_none() {
+            let pictures = TensorView::new(&picture_shape, batch.picture_embeds)?;
+            inputs.push(("picture_embeds", pictures.into()));
+        }
+        if self.facts.memory_holds_text() {
+            let lengths = TensorView::new(&batch_shape, batch.memory_lengths)?;
+            let positions = TensorView::new(&memory_shape, memory_positions)?;
+            inputs.push(("memory_lengths", lengths.into()));
+            inputs.push(("memory_positions", positions.into()));
+        }
         self.engine
             .run_with_cache(&inputs, &["logits"], self.cache, slots)?
             .pop()
             .map(HeldLogits)
             .ok_or_else(|| Error::internal("the decoder gave no logits"))
     }
+
+    /// Starts the sequences of `prompts` in `slots`.
+    fn prefill(&mut self, slots: Range<usize>, prompts: &[Prompt<'_>]) -> Result<HeldLogits> {
+        // One sequence, the usual case, is not copied.
+        let joined: Vec<f32>;
+        let pictures = match prompts {
+            [one] => one.picture,
+            many => {
+                joined = many.iter().flat_map(|prompt| prompt.picture).copied().collect();
+                &joined
+            }
+        };
+        self.write_memory(slots.clone(), pictures, prompts)?;
+        let (input_ids, _) = padded(prompts.iter().map(|prompt| prompt.ids.as_slice()));
+        let memory_lengths = self.memory_lengths(prompts);
+        let batch = Appended {
+            picture_embeds: if self.facts.memory.is_none() { pictures } else { &[] },
+            input_ids,
+            write_index: vec![0; prompts.len()],
+            lengths: prompts.iter().map(|p| p.positions(self.facts) as i64).collect(),
+            memory_lengths: &memory_lengths,
+        };
+        self.run(slots, &batch)
+    }
+
+    /// Positions that each sequence takes in a memory that holds its text.
+    fn memory_lengths(&self, prompts: &[Prompt<'_>]) -> Vec<i64> {
+        match &self.facts.memory {
+            Some(memory) if memory.holds_text => {
+                prompts.iter().map(|prompt| prompt.memory_positions(memory) as i64).collect()
+            }
+            _ => Vec::new(),
+        }
+    }
 }
 
-/// What one run appends, a row for each sequence.
-struct Appended<'a> {
-    query_embeds: &'a [f32],
-    input_ids: Vec<i64>,
-    write_index: Vec<i64>,
-    lengths: Vec<i64>,
+/// The first `length` of `positions`.
+fn first(positions: &[i64], length: usize) -> Result<&[i64]> {
+    positions.get(..length).ok_or_else(|| {
+        Error::internal(format!("a run reaches position {length}, a slot has {}", positions.len()))
+    })
+}
+
+/// Token rows padded to the longest, and its length.
+fn padded<'r>(rows: impl Iterator<Item = &'r [u32]> + Clone) -> (Vec<i64>, usize) {
+    let longest = rows.clone().map(<[u32]>::len).max().unwrap_or(0);
+    let mut ids = Vec::new();
+    for row in rows {
+        ids.extend(row.iter().map(|id| i64::from(*id)));
+        ids.resize(ids.len() + longest - row.len(), 0);
+    }
+    (ids, longest)
 }
 
 impl<'c, 'p> Model for DecoderModel<'c, 'p> {
@@ -96,11 +200,13 @@ impl<'c, 'p> Model for DecoderModel<'c, 'p> {
     type Logits = HeldLogits;
 
     fn prefill(&mut self, slots: Range<usize>, prompts: &[Prompt<'p>]) -> Result<HeldLogits> {
+        self.memory_lengths.truncate(slots.start);
+        self.memory_lengths.extend(self.decoder.memory_lengths(prompts));
         if let Some(histories) = &mut self.histories {
             histories.truncate(slots.start);
             histories.extend_from_slice(prompts);
         }
-        prefill(&mut self.decoder, slots, prompts)
+        self.decoder.prefill(slots, prompts)
     }
 
     fn step(&mut self, lengths: &[usize], tokens: &[u32]) -> Result<HeldLogits> {
@@ -109,13 +215,15 @@ impl<'c, 'p> Model for DecoderModel<'c, 'p> {
             for (history, token) in histories.iter_mut().zip(tokens) {
                 history.ids.push(*token);
             }
-            return prefill(&mut self.decoder, 0..tokens.len(), histories);
+            return self.decoder.prefill(0..tokens.len(), histories);
         }
+        self.memory_lengths.truncate(tokens.len());
         let batch = Appended {
-            query_embeds: &[],
+            picture_embeds: &[],
             input_ids: tokens.iter().map(|id| i64::from(*id)).collect(),
             write_index: lengths.iter().map(|length| *length as i64).collect(),
             lengths: vec![1; tokens.len()],
+            memory_lengths: &self.memory_lengths,
         };
         self.decoder.run(0..tokens.len(), &batch)
     }
@@ -125,6 +233,9 @@ impl<'c, 'p> Model for DecoderModel<'c, 'p> {
             histories.swap(from, to);
             return Ok(());
         }
+        if let Some(&length) = self.memory_lengths.get(from) {
+            self.memory_lengths[to] = length;
+        }
         self.decoder.cache.copy_slot(from, to)
     }
 }
@@ -133,6 +244,9 @@ impl<'c, 'p> Model for DecoderModel<'c, 'p> {
 #[derive(Debug)]
 pub(crate) struct DecoderModel<'c, 'p> {
     decoder: Decoder<'c>,
+    /// Of the sequence in each slot, where the memory holds its text: how long
+    /// its memory is.
+    memory_lengths: Vec<i64>,
     /// Where every step computes the whole sequence anew: the sequences.
     histories: Option<Vec<Prompt<'p>>>,
 }
@@ -140,40 +254,26 @@ pub(crate) struct DecoderModel<'c, 'p> {
 impl<'c, 'p> DecoderModel<'c, 'p> {
     /// With `recompute`, what is in the cache before a step is not read.
     pub(crate) fn new(decoder: Decoder<'c>, recompute: bool) -> Self {
-        DecoderModel { decoder, histories: recompute.then(Vec::new) }
+        DecoderModel { decoder, memory_lengths: Vec::new(), histories: recompute.then(Vec::new) }
     }
 }
 
-fn prefill(
-    decoder: &mut Decoder<'_>,
-    slots: Range<usize>,
-    prompts: &[Prompt<'_>],
-) -> Result<HeldLogits> {
-    let longest = prompts.iter().map(|prompt| prompt.ids.len()).max().unwrap_or(0);
-    let mut input_ids = Vec::with_capacity(prompts.len() * longest);
-    for prompt in prompts {
-        input_ids.extend(prompt.ids.iter().map(|id| i64::from(*id)));
-        input_ids.resize(input_ids.len() + longest - prompt.ids.len(), 0);
-    }
-    // One sequence, the usual case, is not copied.
-    let joined: Vec<f32>;
-    let query_embeds = match prompts {
-        [one] => one.queries,
-        many => {
-            joined = many.iter().flat_map(|prompt| prompt.queries).copied().collect();
-            &joined
-        }
-    };
-    let batch = Appended {
-        query_embeds,
-        input_ids,
-        write_index: vec![0; prompts.len()],
-        lengths: prompts.iter().map(|p| p.positions(decoder.facts) as i64).collect(),
-    };
-    decoder.run(slots, &batch)
-}
-
-/// The cache that a decoder of `facts` needs.
+/// The cache that a decoder of `facts` needs: slots of `max_length` positions
+/// and, where the memory holds a text, of as many tokens of it.
 pub(crate) fn cache_spec(facts: &CaptionFacts, slots: usize, max_length: usize) -> CacheSpec {
-    CacheSpec::decoder(facts.layers, facts.heads, facts.head_dim, slots, max_length)
+    let spec = CacheSpec::decoder(facts.layers, facts.heads, facts.head_dim, slots, max_length);
+    match memory_length(facts, max_length) {
+        0 => spec,
+        length => spec.with_memory(facts.layers, facts.heads, facts.head_dim, length),
+    }
+}
+
+/// Positions of a slot's memory: the picture's, and `max_text` tokens where it
+/// holds the text.
+pub(crate) fn memory_length(facts: &CaptionFacts, max_text: usize) -> usize {
+    facts.memory.as_ref().map_or(0, |memory| {
+        let text =
+            if memory.holds_text { max_text.min(memory.max_text.unwrap_or(max_text)) } else { 0 };
+        memory.picture_positions + text
+    })
 }

@@ -1,5 +1,5 @@
-//! Captions: a picture through an image encoder, a Q-Former and a language
-//! model that says what it sees, token by token.
+//! Captions: a picture through its encoders, and a language model that says what
+//! it sees, token by token.
 //!
 //! * [`Captioner`]: the graphs of a model folder, run on batches of pictures.
 //! * [`scheduler`]: slots, steps, early stops and cancellation, whatever the

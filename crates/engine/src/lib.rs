@@ -137,12 +137,12 @@ pub trait Engine: Send + fmt::Debug {
     /// `OutOfMemory`; `Internal` when the sizes do not fit.
     fn new_cache(&self, spec: &CacheSpec) -> Result<Box<dyn Cache>>;
 
-    /// [`Self::run`] with the entries of `cache` as further inputs and outputs:
-    /// each entry's input and its output are the same memory, slots
-    /// `slots.start..slots.end` of its slab, shape
-    /// `[slots.len(), heads, max_length, head_dim]`. The graph must write it
-    /// with `TensorScatter`, whose result is then in place: nothing of the
-    /// cache is copied.
+    /// [`Self::run`] with the entries of `cache` as further inputs and outputs,
+    /// as far as the graph has them: each entry's input and its output are the
+    /// same memory, slots `slots.start..slots.end` of its slab, shape
+    /// `[slots.len(), heads, max_length, head_dim]`. A graph that has both must
+    /// write it with `TensorScatter`, whose result is then in place: nothing of
+    /// the cache is copied.
     ///
     /// # Errors
     /// As [`Self::run`]; `Internal` when `slots` is empty or out of range.

@@ -234,14 +234,16 @@ fn open_scatter(folder: &Path) -> Box<dyn Engine> {
     runtime().open(&path, &one_thread()).unwrap()
 }
 
+fn entry() -> CacheEntry {
+    let (input, output) = ("past".into(), "present".into());
+    CacheEntry { input, output, max_length: 8, heads: 2, head_dim: 3 }
+}
+
 #[test]
 fn the_cache_is_written_in_place() {
     let folder = model_folder();
     let mut engine = open_scatter(folder.path());
-    let entry =
-        CacheEntry { input: "past".into(), output: "present".into(), heads: 2, head_dim: 3 };
-    let spec =
-        CacheSpec { slots: 4, max_length: 8, element_type: ElementType::F32, entries: vec![entry] };
+    let spec = CacheSpec { slots: 4, element_type: ElementType::F32, entries: vec![entry()] };
     let mut cache = engine.new_cache(&spec).unwrap();
     let mut step = |cache: &mut dyn imprompt_engine::Cache,
                     slots: std::ops::Range<usize>,
@@ -274,10 +276,7 @@ fn the_cache_is_written_in_place() {
 fn slots_out_of_range_are_errors() {
     let folder = model_folder();
     let mut engine = open_scatter(folder.path());
-    let entry =
-        CacheEntry { input: "past".into(), output: "present".into(), heads: 2, head_dim: 3 };
-    let spec =
-        CacheSpec { slots: 2, max_length: 8, element_type: ElementType::F32, entries: vec![entry] };
+    let spec = CacheSpec { slots: 2, element_type: ElementType::F32, entries: vec![entry()] };
     let mut cache = engine.new_cache(&spec).unwrap();
     for slots in [1..3, 0..0, 2..3] {
         let error = engine.run_with_cache(&[], &[], cache.as_mut(), slots).unwrap_err();

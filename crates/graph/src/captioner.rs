@@ -5,9 +5,12 @@ use std::path::Path;
 use imprompt_error::{Error, Result};
 use serde::{Deserialize, Serialize};
 
+use crate::blip::Blip;
 use crate::blip2::Blip2;
 use crate::builder::Graph;
 use crate::config::Section;
+use crate::generation::{generation_config, greedy_only};
+use crate::git::Git;
 use crate::weights::WeightIndex;
 
 /// File of the image encoder: `pixel_values` f32 `[batch, 3, size, size]` to
@@ -18,7 +21,15 @@ pub const VISION_GRAPH: &str = "caption_vision.onnx";
 /// `[batch, queries, width]`, ready to stand in front of word embeddings.
 pub const QFORMER_GRAPH: &str = "caption_qformer.onnx";
 
-/// File of the decoder, prefill and decode step in one: see [`crate::opt`].
+/// File of what writes the memory that the decoder's cross attention looks at:
+/// `picture_embeds` f32 `[batch, picture_positions, picture_width]` and, where
+/// the memory holds the text, `input_ids` i64 `[batch, tokens]` (padded on the
+/// right with any id) and `lengths` i64 `[batch]` (how many are real, from 1) to
+/// `present_memory.N.key` and `.value` f32
+/// `[batch, heads, memory_length, head_dim]`.
+pub const MEMORY_GRAPH: &str = "caption_memory.onnx";
+
+/// File of the decoder, prefill and decode step in one: see [`crate::decoder`].
 pub const DECODER_GRAPH: &str = "caption_decoder.onnx";
 
 /// The kinds of caption model that graphs are written for.
@@ -26,22 +37,37 @@ pub const DECODER_GRAPH: &str = "caption_decoder.onnx";
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum CaptionFamily {
+    /// `BlipForConditionalGeneration`.
+    Blip,
+    /// `BlipForQuestionAnswering`.
+    BlipVqa,
     /// `Blip2ForConditionalGeneration` with an OPT language model.
     Blip2Opt,
+    /// `Blip2ForConditionalGeneration` with a T5 language model.
+    Blip2T5,
+    /// `GitForCausalLM`.
+    Git,
 }
 
 /// What one who runs the graphs must know of the model.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CaptionFacts {
-    /// Which graphs there are and how they work together.
+    /// What the model is.
     pub family: CaptionFamily,
     /// Height and width of `pixel_values`.
     pub image_size: usize,
-    /// Positions that a picture takes in front of the text.
-    pub query_tokens: usize,
-    /// Width of a query's and of a word's embedding.
-    pub embedding_width: usize,
+    /// Embeddings that the encoders make of a picture.
+    pub picture_positions: usize,
+    /// Width of each.
+    pub picture_width: usize,
+    /// Whether a Q-Former follows the image encoder.
+    pub qformer: bool,
+    /// What the decoder looks at by cross attention. Without it a picture's
+    /// embeddings stand in front of the text.
+    pub memory: Option<MemoryFacts>,
+    /// How a text's token ids are read.
+    pub text: TextFacts,
     /// Layers of the decoder.
     pub layers: usize,
     /// Attention heads of a decoder layer.
@@ -50,13 +76,67 @@ pub struct CaptionFacts {
     pub head_dim: usize,
     /// Token ids are below this.
     pub vocabulary: usize,
-    /// Positions that the model knows: queries, prompt and all generated
-    /// tokens but the last.
-    pub max_positions: usize,
-    /// What a text starts with, and the whole prompt where none is given.
+    /// Positions that the decoder knows, where they have an end: the picture's,
+    /// where it stands in front, and all tokens but the last generated one.
+    pub max_positions: Option<usize>,
+    /// What the decoder starts with where the text stands elsewhere.
     pub bos_token_id: u32,
     /// A caption ends with any of these.
     pub eos_token_ids: Vec<u32>,
+}
+
+impl CaptionFacts {
+    /// Positions of a picture in front of the decoder's tokens.
+    #[must_use]
+    pub fn prefix_positions(&self) -> usize {
+        if self.memory.is_none() { self.picture_positions } else { 0 }
+    }
+
+    /// Whether the text stands in the memory, and not in front of what the
+    /// decoder says.
+    #[must_use]
+    pub fn memory_holds_text(&self) -> bool {
+        self.memory.as_ref().is_some_and(|memory| memory.holds_text)
+    }
+}
+
+/// What a decoder looks at by cross attention.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MemoryFacts {
+    /// Positions of it that a picture takes.
+    pub picture_positions: usize,
+    /// Whether the text follows there.
+    pub holds_text: bool,
+    /// Most tokens of a text that its encoder has positions for.
+    pub max_text: Option<usize>,
+}
+
+/// How a text's token ids, special tokens included as its tokenizer gives them,
+/// become what the model reads.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TextFacts {
+    /// Takes the place of the first id.
+    pub first: Option<u32>,
+    /// Ids at the end that are not read: the end token, behind which nothing
+    /// would be said.
+    pub dropped: usize,
+    /// What is read where there is no text; nothing where the model needs one.
+    pub absent: Vec<u32>,
+}
+
+impl TextFacts {
+    /// What the model reads; empty where it needs a text and has none.
+    #[must_use]
+    pub fn read(&self, ids: Option<&[u32]>) -> Vec<u32> {
+        let Some(ids) = ids else { return self.absent.clone() };
+        let mut read = ids[..ids.len().saturating_sub(self.dropped)].to_vec();
+        if let (Some(id), Some(first)) = (self.first, read.first_mut()) {
+            *first = id;
+        }
+        read
+    }
 }
 
 /// The graphs of a caption model.
@@ -77,11 +157,17 @@ pub struct CaptionGraphs {
 /// `NotFound` when a file is missing.
 pub fn caption_graphs(folder: &Path) -> Result<CaptionGraphs> {
     let config = Section::open(folder)?;
+    let weights = || WeightIndex::open(folder);
+    if let Some(generation) = generation_config(folder)? {
+        greedy_only(&generation)?;
+    }
     match config.text("model_type", "")?.as_str() {
-        "blip-2" => Blip2::open(folder, config)?.graphs(&WeightIndex::open(folder)?),
+        "blip" => Blip::from_config(&config)?.graphs(&weights()?),
+        "blip-2" => Blip2::from_config(&config)?.graphs(&weights()?),
+        "git" => Git::from_config(&config)?.graphs(&weights()?),
         other => Err(Error::unsupported(format!(
-            "{}: model_type {other:?} is no caption model of this build; supported: \"blip-2\" \
-             with an OPT language model",
+            "{}: model_type {other:?} is no caption model of this build; supported: \"blip\", \
+             \"blip-2\" with an OPT or T5 language model, and \"git\"",
             config.path()
         ))),
     }

@@ -196,6 +196,21 @@ impl Section {
         }
     }
 
+    /// One token id or a list of them.
+    ///
+    /// # Errors
+    /// `BadModel` when it is something else, or an empty list.
+    pub fn token_ids(&self, key: &str, default: u32) -> Result<Vec<u32>> {
+        let Some(Value::Array(list)) = self.get(key) else {
+            return Ok(vec![self.index(key, default)?]);
+        };
+        list.iter()
+            .map(|value| value.as_u64().and_then(|id| u32::try_from(id).ok()))
+            .collect::<Option<Vec<u32>>>()
+            .filter(|ids| !ids.is_empty())
+            .ok_or_else(|| self.wrong(key, "a token id or a list of token ids"))
+    }
+
     /// A finite number.
     ///
     /// # Errors

@@ -6,19 +6,28 @@
 //! * [`builder`]: nodes, constants and references to weights become a graph.
 //! * [`config`]: `config.json`, with every key accounted for.
 //! * [`clip`]: the two towers of CLIP, of open_clip's CLIP, and of SigLIP.
-//! * [`captioner`]: caption models of every family: [`blip2`], made of its image
-//!   encoder, [`qformer`] and [`opt`].
+//! * [`captioner`]: caption models of every family: [`blip`], [`blip2`] and
+//!   [`git`], made of [`bert`], [`qformer`], [`opt`] and [`t5`]; what their decoders have
+//!   in common is in `decoder`.
 #![forbid(unsafe_code)]
 
+pub mod bert;
+pub mod blip;
 pub mod blip2;
 pub mod builder;
 pub mod captioner;
 pub mod clip;
 pub mod config;
+mod decoder;
+mod generation;
+pub mod git;
 pub mod opt;
 mod proto;
 pub mod qformer;
+pub mod t5;
 pub mod weights;
 
-pub use captioner::{CaptionFacts, CaptionFamily, CaptionGraphs, caption_graphs};
+pub use captioner::{
+    CaptionFacts, CaptionFamily, CaptionGraphs, MemoryFacts, TextFacts, caption_graphs,
+};
 pub use clip::{ClipFacts, ClipFamily, ClipGraphs, EosRule, Probability, clip_graphs};

@@ -1,37 +1,15 @@
 //! OPT (`transformers/models/opt/modeling_opt.py`) as a decoder that reads
 //! given embeddings and then tokens.
 //!
-//! One graph serves prefill and decode step, and sequences of different lengths
-//! side by side. With `batch` sequences that each append up to
-//! `queries + tokens` positions:
-//!
-//! | input | type | shape | |
-//! | --- | --- | --- | --- |
-//! | `query_embeds` | f32 | `[batch, queries, word_embed_proj_dim]` | what stands in front of the tokens; `queries` is 0 in a decode step |
-//! | `input_ids` | i64 | `[batch, tokens]` | padded on the right with any id |
-//! | `write_index` | i64 | `[batch]` | positions that the sequence already has in the cache |
-//! | `lengths` | i64 | `[batch]` | how many of the appended positions are real, from 1 |
-//! | `key_positions` | i64 | `[keys]` | 0, 1, ... `keys - 1`: how far attention looks at most; at least the largest `write_index + queries + tokens` |
-//! | `past_key_values.N.key`, `.value` | f32 | `[batch, heads, max_length, head_dim]` | the cache |
-//!
-//! | output | type | shape | |
-//! | --- | --- | --- | --- |
-//! | `logits` | f32 | `[batch, vocabulary]` | of the last real position |
-//! | `present.N.key`, `.value` | f32 | as the input | the cache, written in place by `TensorScatter` |
-//!
-//! Padding writes behind a sequence's end, where nothing looks until it is
-//! overwritten: a position sees the positions up to itself and no others, so a
-//! sequence never sees its neighbours or what an earlier one left in the slot.
-//! Attention reads `keys` positions of the cache and not `max_length`: their
-//! number is the shape of an input, so that it costs what the text is long, and
-//! no shape depends on data.
+//! Inputs and outputs: [`crate::decoder`]. The width of `picture_embeds` is
+//! `word_embed_proj_dim`.
 
 use imprompt_error::{Error, Result};
 use serde_json::json;
 
-use crate::blip2::HARMLESS;
 use crate::builder::{Activation, Attribute, Dim, GraphBuilder, LinearWeights, Type, Value};
-use crate::config::Section;
+use crate::config::{DESCRIPTIVE_KEYS, GENERATION_KEYS, Section, TRAINING_KEYS};
+use crate::decoder::{Heads, Inputs, Step};
 
 /// Rows of the position table in front of position 0.
 const POSITION_OFFSET: usize = 2;
@@ -104,7 +82,7 @@ impl Opt {
             bias: config.flag("enable_bias", true)?,
             tied: config.flag("tie_word_embeddings", true)?,
             bos_token_id: config.index("bos_token_id", 2)?,
-            eos_token_ids: token_ids(config, "eos_token_id", 2)?,
+            eos_token_ids: config.token_ids("eos_token_id", 2)?,
         };
         let wrong = |what: String| Err(Error::bad_model(format!("{}: {what}", config.path())));
         if !hidden_size.is_multiple_of(opt.heads) {
@@ -120,7 +98,7 @@ impl Opt {
             return wrong(format!("token id {id} is not below vocab_size {}", opt.vocabulary));
         }
         let harmless = ["activation_dropout", "init_std", "use_cache", "_remove_final_layer_norm"];
-        config.finish(&[HARMLESS[0], HARMLESS[1], HARMLESS[2], &harmless])?;
+        config.finish(&[DESCRIPTIVE_KEYS, TRAINING_KEYS, GENERATION_KEYS, &harmless])?;
         Ok(opt)
     }
 
@@ -130,22 +108,16 @@ impl Opt {
     /// # Errors
     /// As [`GraphBuilder::weight`].
     pub fn write(&self, g: &mut GraphBuilder<'_>, prefix: &str) -> Result<()> {
-        let embed_width = Dim::Fixed(self.word_embed_proj_dim);
-        let batch = Dim::Free("batch");
-        let queries = g.input("query_embeds", Type::F32, &[batch, "queries".into(), embed_width]);
-        let ids = g.input("input_ids", Type::I64, &[batch, "tokens".into()]);
-        let write_index = g.input("write_index", Type::I64, &[batch]);
-        let lengths = g.input("lengths", Type::I64, &[batch]);
-        let key_positions = g.input("key_positions", Type::I64, &["keys".into()]);
+        let inputs = Inputs::new(g, Some(self.word_embed_proj_dim));
         let decoder = format!("{prefix}.model.decoder");
 
         g.set_scope("embeddings");
-        let words = self.word_embeddings(g, prefix, &ids)?;
-        let embeds = g.concat(&[&queries, &words], 1);
+        let words = self.word_embeddings(g, prefix, &inputs.input_ids)?;
+        let front = inputs.picture_embeds.iter();
+        let embeds = g.concat(&front.chain([&words]).collect::<Vec<_>>(), 1);
         let count = g.dim(&embeds, 1);
-        let offsets = g.arange(&count);
-        let start = g.unsqueeze(&write_index, &[1]);
-        let positions = g.add(&start, &offsets);
+        let heads = Heads::scaled(self.heads, self.hidden_size / self.heads);
+        let step = Step::new(g, &inputs, heads, count);
         let mut rows = self.rows(g, &embeds, self.word_embed_proj_dim);
         if self.word_embed_proj_dim != self.hidden_size {
             let name = format!("{decoder}.project_in");
@@ -159,41 +131,20 @@ impl Opt {
                 },
             )?;
         }
-        let position = self.position_embeddings(g, &decoder, &positions)?;
+        let position = self.position_embeddings(g, &decoder, &step.positions)?;
         rows = g.add(&rows, &position);
 
-        g.set_scope("mask");
-        let last = g.unsqueeze(&positions, &[1, 3]);
-        let mask = g.node("LessOrEqual", &[&key_positions, &last], &[]);
-        let (batch, width) = (g.dim(&embeds, 0), self.head_dim() as i64);
-        let heads = g.ints(&[self.heads as i64, width]);
-        let step = Step {
-            keys: g.dim(&key_positions, 0),
-            head_shape: g.concat(&[&batch, &count, &heads], 0),
-            write_index,
-            mask,
-        };
         for layer in 0..self.layers {
             g.set_scope(&format!("layers.{layer}"));
             rows = self.layer(g, &format!("{decoder}.layers.{layer}"), layer, &rows, &step)?;
         }
 
         g.set_scope("head");
-        let rest = g.ints(&[self.hidden_size as i64]);
-        let shape = g.concat(&[&batch, &count, &rest], 0);
-        let hidden = g.reshape_to(&rows, &shape);
-        let one = g.int(1);
-        let last = g.sub(&lengths, &one);
-        let last = g.unsqueeze(&last, &[1]);
-        let last = g.node("GatherND", &[&hidden, &last], &[("batch_dims", Attribute::Int(1))]);
+        let last = step.last(g, &rows, self.hidden_size);
         let logits = self.head(g, prefix, &last)?;
         let shape = ["batch".into(), Dim::Fixed(self.vocabulary)];
         g.output(&logits, "logits", Type::F32, &shape);
         Ok(())
-    }
-
-    fn head_dim(&self) -> usize {
-        self.hidden_size / self.heads
     }
 
     fn rows(&self, g: &mut GraphBuilder<'_>, data: &Value, width: usize) -> Value {
@@ -289,34 +240,9 @@ impl Opt {
         step: &Step,
     ) -> Result<Value> {
         let width = self.hidden_size;
-        let query = self.linear(g, &format!("{prefix}.q_proj"), rows, width)?;
-        let query = g.reshape_to(&query, &step.head_shape);
-        let query = g.transpose(&query, &[0, 2, 1, 3]);
-        let mut cached = Vec::with_capacity(2);
-        for (kind, projection) in [("key", "k_proj"), ("value", "v_proj")] {
-            let shape = [
-                "batch".into(),
-                Dim::Fixed(self.heads),
-                "max_length".into(),
-                Dim::Fixed(self.head_dim()),
-            ];
-            let past = g.input(&format!("past_key_values.{layer}.{kind}"), Type::F32, &shape);
-            let new = self.linear(g, &format!("{prefix}.{projection}"), rows, width)?;
-            let new = g.reshape_to(&new, &step.head_shape);
-            let new = g.transpose(&new, &[0, 2, 1, 3]);
-            let present = g.tensor_scatter(&past, &new, &step.write_index, 2);
-            g.output(&present, &format!("present.{layer}.{kind}"), Type::F32, &shape);
-            let start = g.ints(&[0]);
-            cached.push(g.slice(&present, &start, &step.keys, 2));
-        }
-        let scale = (self.head_dim() as f32).sqrt().recip();
-        let context = g.node(
-            "Attention",
-            &[&query, &cached[0], &cached[1], &step.mask],
-            &[("scale", Attribute::Float(scale))],
-        );
-        let context = g.transpose(&context, &[0, 2, 1, 3]);
-        let context = self.rows(g, &context, width);
+        let mut project = |name: &str| self.linear(g, &format!("{prefix}.{name}"), rows, width);
+        let (query, key, value) = (project("q_proj")?, project("k_proj")?, project("v_proj")?);
+        let context = step.attend(g, layer, [&query, &key, &value]);
         self.linear(g, &format!("{prefix}.out_proj"), &context, width)
     }
 
@@ -373,35 +299,5 @@ impl Opt {
         };
         let matrix = g.weight(&name, &[self.vocabulary, self.word_embed_proj_dim])?;
         Ok(g.gemm(&last, &matrix, None))
-    }
-}
-
-/// What every layer of one run shares.
-struct Step {
-    /// How many positions of the cache attention reads, shape `[1]`.
-    keys: Value,
-    /// `[batch, positions, heads, head_dim]`.
-    head_shape: Value,
-    /// `[batch]`.
-    write_index: Value,
-    /// Which keys a position sees, `[batch, 1, positions, keys]`.
-    mask: Value,
-}
-
-/// One token id or a list of them.
-fn token_ids(config: &Section, key: &str, default: u32) -> Result<Vec<u32>> {
-    match config.get(key).and_then(|value| value.as_array()) {
-        None => Ok(vec![config.index(key, default)?]),
-        Some(list) => list
-            .iter()
-            .map(|value| value.as_u64().and_then(|id| u32::try_from(id).ok()))
-            .collect::<Option<Vec<u32>>>()
-            .filter(|ids| !ids.is_empty())
-            .ok_or_else(|| {
-                Error::bad_model(format!(
-                    "{}: {key} must be a token id or a list of token ids",
-                    config.path()
-                ))
-            }),
     }
 }

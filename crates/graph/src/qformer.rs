@@ -4,9 +4,8 @@
 use imprompt_error::{Error, Result};
 use serde_json::json;
 
-use crate::blip2::HARMLESS;
 use crate::builder::{Activation, AttentionHeads, Dim, GraphBuilder, LinearWeights, Type, Value};
-use crate::config::Section;
+use crate::config::{DESCRIPTIVE_KEYS, GENERATION_KEYS, Section, TRAINING_KEYS};
 
 /// The Q-Former as `qformer_config` describes it.
 #[derive(Clone, Debug, PartialEq)]
@@ -77,7 +76,7 @@ impl QFormer {
             "use_cache",
             "vocab_size",
         ];
-        config.finish(&[HARMLESS[0], HARMLESS[1], HARMLESS[2], &text_half])?;
+        config.finish(&[DESCRIPTIVE_KEYS, TRAINING_KEYS, GENERATION_KEYS, &text_half])?;
         Ok(qformer)
     }
 

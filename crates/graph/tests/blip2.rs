@@ -70,15 +70,15 @@ fn only_headers_are_read() {
 fn facts_are_those_of_the_configuration() {
     let facts = caption_graphs(&golden("projected")).unwrap().facts;
     assert_eq!(facts.family, CaptionFamily::Blip2Opt);
-    assert_eq!((facts.image_size, facts.query_tokens, facts.embedding_width), (32, 4, 20));
+    assert_eq!((facts.image_size, facts.picture_positions, facts.picture_width), (32, 4, 20));
     assert_eq!((facts.layers, facts.heads, facts.head_dim), (2, 2, 16));
-    assert_eq!((facts.vocabulary, facts.max_positions, facts.bos_token_id), (96, 64, 2));
+    assert_eq!((facts.vocabulary, facts.max_positions, facts.bos_token_id), (96, Some(64), 2));
     let text = serde_json::to_string(&facts).unwrap();
     assert_eq!(serde_json::from_str::<CaptionFacts>(&text).unwrap(), facts);
 
     // transformers' defaults, where config.json says nothing.
     let facts = caption_graphs(&golden("defaults")).unwrap().facts;
-    assert_eq!((facts.query_tokens, facts.heads, facts.max_positions), (32, 12, 2048));
+    assert_eq!((facts.picture_positions, facts.heads, facts.max_positions), (32, 12, Some(2048)));
     let folder = headers_only("defaults");
     let path = folder.path().join("config.json");
     let mut config: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();

@@ -75,7 +75,7 @@ impl StageModel for CaptionerModel {
         let options = CaptionerOptions {
             engine: engine::options(&shared.parameters),
             slots: MAX_BATCH_SIZE,
-            max_length: facts.query_tokens + shared.parameters.max_caption_positions,
+            max_text_positions: shared.parameters.max_caption_positions,
             ..CaptionerOptions::default()
         };
         let captioner = Captioner::open(&shared.folder, facts, shared.runtime, &options)?;

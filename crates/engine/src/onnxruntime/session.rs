@@ -193,20 +193,20 @@ impl OnnxEngine {
             .as_any_mut()
             .downcast_mut::<OnnxCache>()
             .ok_or_else(|| Error::internal("the cache is another runtime's"))?;
-        let names = cache
+        let find = |ports: &Ports, name: &String| ports.by_name.get(name).copied();
+        let places: Vec<_> = cache
             .spec()
             .entries
             .iter()
-            .map(|entry| {
-                Ok((
-                    self.inputs.find(&entry.input, "input")?,
-                    self.outputs.find(&entry.output, "output")?,
-                ))
-            })
-            .collect::<Result<Vec<_>>>()?;
-        for ((input, output), value) in names.into_iter().zip(cache.bind(slots)?) {
-            call.input(&self.inputs.c_names[input], value.pointer());
-            call.output(&self.outputs.c_names[output], value.pointer());
+            .map(|entry| (find(&self.inputs, &entry.input), find(&self.outputs, &entry.output)))
+            .collect();
+        for ((input, output), value) in places.into_iter().zip(cache.bind(slots)?) {
+            if let Some(input) = input {
+                call.input(&self.inputs.c_names[input], value.pointer());
+            }
+            if let Some(output) = output {
+                call.output(&self.outputs.c_names[output], value.pointer());
+            }
         }
         Ok(())
     }

@@ -89,7 +89,7 @@ impl OnnxCache {
         let value = |(slab, entry): (&Slab, &CacheEntry)| {
             let bytes = slot_bytes(&self.spec, entry)?;
             let shape =
-                [slots.len(), entry.heads, self.spec.max_length, entry.head_dim].map(|d| d as i64);
+                [slots.len(), entry.heads, entry.max_length, entry.head_dim].map(|d| d as i64);
             // SAFETY: the slots lie inside the slab (checked by `bind`), which
             // is aligned, initialised, and dropped after the values; runs are
             // given the values only while they hold `&mut self`.

@@ -31,7 +31,7 @@ impl Tower {
         self.width / self.heads
     }
 
-    pub(super) fn read(section: &Section, defaults: &Tower) -> Result<Self> {
+    pub(crate) fn read(section: &Section, defaults: &Tower) -> Result<Self> {
         let activation = match section.get("hidden_act") {
             None => defaults.activation,
             Some(_) => Activation::from_name(

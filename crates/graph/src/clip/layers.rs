@@ -8,21 +8,21 @@ use crate::builder::{GraphBuilder, LinearWeights, Value};
 
 /// The rows of a layer that are computed: all, or those of `kept` alone, which
 /// is enough where nothing reads the others.
-pub(super) struct Rows<'v> {
-    pub(super) all: &'v Value,
-    pub(super) kept: Option<&'v Value>,
+pub(crate) struct Rows<'v> {
+    pub(crate) all: &'v Value,
+    pub(crate) kept: Option<&'v Value>,
 }
 
 /// What surrounds a layer's attention: normalisation and projections before,
 /// output projection, residual and feed-forward part after.
-pub(super) struct Layer<'t> {
-    pub(super) tower: &'t Tower,
-    pub(super) name: String,
+pub(crate) struct Layer<'t> {
+    pub(crate) tower: &'t Tower,
+    pub(crate) name: String,
 }
 
 impl Layer<'_> {
     /// Queries (of the kept rows), keys and values (of all), each `[n, width]`.
-    pub(super) fn projections(
+    pub(crate) fn projections(
         &self,
         graph: &mut GraphBuilder<'_>,
         rows: &Rows<'_>,
@@ -41,7 +41,7 @@ impl Layer<'_> {
     }
 
     /// The states after the layer, given what its attention saw.
-    pub(super) fn finish(
+    pub(crate) fn finish(
         &self,
         graph: &mut GraphBuilder<'_>,
         rows: &Rows<'_>,

@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 pub use config::{ClipConfig, Projection, Tower};
+pub(crate) use layers::{Layer, Rows};
 
 use crate::builder::{Graph, GraphBuilder, LinearWeights, Value};
 use crate::config::Section;

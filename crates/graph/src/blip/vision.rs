@@ -1,12 +1,12 @@
-//! The image encoder of BLIP and BLIP-2 (`Blip2VisionModel`): a pre-norm ViT
+//! The image encoder of BLIP, BLIP-2 and InstructBLIP (`BlipVisionModel`,
+//! `Blip2VisionModel`): a pre-norm ViT
 //! whose queries, keys and values come from one matrix.
 
 use imprompt_error::{Error, Result};
 use serde_json::json;
 
-use super::HARMLESS;
 use crate::builder::{Activation, AttentionHeads, Dim, GraphBuilder, LinearWeights, Type, Value};
-use crate::config::Section;
+use crate::config::{DESCRIPTIVE_KEYS, GENERATION_KEYS, Section, TRAINING_KEYS};
 
 /// The image encoder as `vision_config` describes it.
 #[derive(Clone, Debug, PartialEq)]
@@ -32,27 +32,67 @@ pub struct BlipVision {
 }
 
 impl BlipVision {
-    /// `vision_config`, with transformers 4.33's defaults.
+    /// BLIP's `vision_config`, with transformers 4.33's defaults.
     ///
     /// # Errors
     /// `Unsupported` naming a key that this build does not do, `BadModel` naming
     /// one that is malformed.
-    pub fn from_config(config: &Section) -> Result<Self> {
-        config.only("model_type", &[json!("blip_2_vision_model")])?;
+    pub fn of_blip(config: &Section) -> Result<Self> {
+        config.only("model_type", &[json!("blip_vision_model")])?;
+        Self::from_config(
+            config,
+            BlipVision {
+                hidden_size: 768,
+                intermediate_size: 3072,
+                layers: 12,
+                heads: 12,
+                image_size: 384,
+                patch_size: 16,
+                activation: Activation::Gelu,
+                epsilon: 1e-5,
+                qkv_bias: true,
+            },
+        )
+    }
+
+    /// BLIP-2's (and, as `model_type`, InstructBLIP's) `vision_config`, with
+    /// transformers 4.33's defaults.
+    ///
+    /// # Errors
+    /// As [`Self::of_blip`].
+    pub fn of_blip2(config: &Section, model_type: &str) -> Result<Self> {
+        config.only("model_type", &[json!(model_type)])?;
+        let defaults = BlipVision {
+            hidden_size: 1408,
+            intermediate_size: 6144,
+            layers: 39,
+            heads: 16,
+            image_size: 224,
+            patch_size: 14,
+            activation: Activation::Gelu,
+            // The one number that the two configurations have not in common.
+            epsilon: if model_type == "instructblip_vision_model" { 1e-6 } else { 1e-5 },
+            qkv_bias: true,
+        };
+        let qkv_bias = config.flag("qkv_bias", true)?;
+        Ok(BlipVision { qkv_bias, ..Self::from_config(config, defaults)? })
+    }
+
+    fn from_config(config: &Section, defaults: BlipVision) -> Result<Self> {
         config.only("num_channels", &[json!(3)])?;
         let vision = BlipVision {
-            hidden_size: config.size("hidden_size", 1408)?,
-            intermediate_size: config.size("intermediate_size", 6144)?,
-            layers: config.size("num_hidden_layers", 39)?,
-            heads: config.size("num_attention_heads", 16)?,
-            image_size: config.size("image_size", 224)?,
-            patch_size: config.size("patch_size", 14)?,
+            hidden_size: config.size("hidden_size", defaults.hidden_size)?,
+            intermediate_size: config.size("intermediate_size", defaults.intermediate_size)?,
+            layers: config.size("num_hidden_layers", defaults.layers)?,
+            heads: config.size("num_attention_heads", defaults.heads)?,
+            image_size: config.size("image_size", defaults.image_size)?,
+            patch_size: config.size("patch_size", defaults.patch_size)?,
             activation: Activation::from_name(
                 &format!("{}: hidden_act", config.path()),
                 &config.text("hidden_act", "gelu")?,
             )?,
-            epsilon: config.number("layer_norm_eps", 1e-5)? as f32,
-            qkv_bias: config.flag("qkv_bias", true)?,
+            epsilon: config.number("layer_norm_eps", f64::from(defaults.epsilon))? as f32,
+            qkv_bias: defaults.qkv_bias,
         };
         if !vision.hidden_size.is_multiple_of(vision.heads) {
             return Err(Error::bad_model(format!(
@@ -70,7 +110,7 @@ impl BlipVision {
                 vision.image_size
             )));
         }
-        config.finish(&[HARMLESS[0], HARMLESS[1], HARMLESS[2], &["projection_dim"]])?;
+        config.finish(&[DESCRIPTIVE_KEYS, TRAINING_KEYS, GENERATION_KEYS, &["projection_dim"]])?;
         Ok(vision)
     }
 

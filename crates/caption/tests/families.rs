@@ -1,5 +1,5 @@
-//! The graphs and the decoding loop against transformers: every model folder
-//! of `goldens/blip2` (made by `goldens/blip2/make.py`).
+//! The graphs and the decoding loop against transformers: every model folder of
+//! `goldens/blip2` and `goldens/captioners` (made by the `make.py` there).
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -7,21 +7,32 @@ use std::path::{Path, PathBuf};
 
 use imprompt_caption::{CaptionRequest, Captioner, CaptionerOptions, Generated, Stop};
 use imprompt_engine::onnxruntime::{OnnxRuntime, OnnxRuntimeOptions};
-use imprompt_engine::{EngineOptions, Runtime, TensorView};
+use imprompt_engine::{CacheSpec, EngineOptions, Held, Input, Runtime, TensorView};
 use imprompt_error::{CancelFlag, Kind, Uncancellable};
 use imprompt_graph::{CaptionFacts, caption_graphs};
 use safetensors::SafeTensors;
 use serde::Deserialize;
 
-const MODELS: [&str; 8] = [
-    "plain",
-    "post_norm",
-    "projected",
-    "no_bias",
-    "no_final_norm",
-    "untied_bf16",
-    "tanh_gelu",
-    "defaults",
+const MODELS: [&str; 19] = [
+    "blip2/plain",
+    "blip2/post_norm",
+    "blip2/projected",
+    "blip2/no_bias",
+    "blip2/no_final_norm",
+    "blip2/untied_bf16",
+    "blip2/tanh_gelu",
+    "blip2/defaults",
+    "captioners/blip_plain",
+    "captioners/blip_heads",
+    "captioners/blip_defaults",
+    "captioners/vqa_plain",
+    "captioners/vqa_f16",
+    "captioners/git_plain",
+    "captioners/git_gelu",
+    "captioners/git_defaults",
+    "captioners/t5_plain",
+    "captioners/t5_wide",
+    "captioners/t5_silu",
 ];
 const TOLERANCE: f32 = 1e-4;
 
@@ -55,7 +66,7 @@ struct Golden {
 }
 
 fn goldens() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../goldens/blip2")
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../goldens")
 }
 
 impl Golden {
@@ -135,84 +146,91 @@ fn largest_difference(ours: &[f32], theirs: &[f32]) -> f32 {
 
 #[test]
 fn every_golden_folder_is_tested() {
-    let found: BTreeSet<String> = fs::read_dir(goldens())
-        .unwrap()
-        .map(|entry| entry.unwrap())
-        .filter(|entry| entry.path().join("expected.json").is_file())
-        .map(|entry| entry.file_name().into_string().unwrap())
+    let found: BTreeSet<String> = ["blip2", "captioners"]
+        .into_iter()
+        .flat_map(|group| fs::read_dir(goldens().join(group)).unwrap().map(move |e| (group, e)))
+        .map(|(group, entry)| (group, entry.unwrap()))
+        .filter(|(_, entry)| entry.path().join("expected.json").is_file())
+        .map(|(group, entry)| format!("{group}/{}", entry.file_name().into_string().unwrap()))
         .collect();
     assert_eq!(found, MODELS.iter().map(|name| (*name).to_owned()).collect());
 }
 
+/// The first token's scores for every picture, after the first case's prompt.
+fn logits(golden: &Golden, picture_embeds: &dyn Held) -> Box<dyn Held> {
+    let facts = &golden.facts;
+    let engine =
+        |name: &str| runtime().open(&golden.folder.path().join(name), &options().engine).unwrap();
+    let mut decoder = engine("caption_decoder.onnx");
+    let batch = picture_embeds.shape()[0];
+    let text = facts.text.read(golden.cases[0].prompt_ids.as_deref());
+    let (memory_ids, ids) = match facts.memory_holds_text() {
+        true => (text, vec![facts.bos_token_id]),
+        false => (Vec::new(), text),
+    };
+    let repeated = |ids: &[u32]| -> Vec<i64> {
+        (0..batch).flat_map(|_| ids).map(|id| i64::from(*id)).collect()
+    };
+    let (input_ids, memory_input_ids) = (repeated(&ids), repeated(&memory_ids));
+    let length = facts.prefix_positions() + ids.len();
+    let memory_length = match &facts.memory {
+        Some(memory) => memory.picture_positions + memory_ids.len(),
+        None => 0,
+    };
+    let spec = CacheSpec::decoder(facts.layers, facts.heads, facts.head_dim, batch, length)
+        .with_memory(facts.layers, facts.heads, facts.head_dim, memory_length.max(1));
+    let mut cache = decoder.new_cache(&spec).unwrap();
+    let view = |shape: &'static [usize], values: &'static [i64]| -> Input<'static> {
+        TensorView::new(shape, values).unwrap().into()
+    };
+    let leak = |shape: Vec<usize>, values: Vec<i64>| view(shape.leak(), values.leak());
+    let each = |value: usize| leak(vec![batch], vec![value as i64; batch]);
+    let first = |count: usize| leak(vec![count], (0..count as i64).collect());
+    if facts.memory.is_some() {
+        let mut inputs = vec![("picture_embeds", Input::Held(picture_embeds))];
+        if facts.memory_holds_text() {
+            inputs.push(("input_ids", leak(vec![batch, memory_ids.len()], memory_input_ids)));
+            inputs.push(("lengths", each(memory_ids.len())));
+        }
+        let mut memory = engine("caption_memory.onnx");
+        memory.run_with_cache(&inputs, &[], cache.as_mut(), 0..batch).unwrap();
+    }
+    let mut inputs = vec![
+        ("input_ids", leak(vec![batch, ids.len()], input_ids)),
+        ("write_index", each(0)),
+        ("lengths", each(length)),
+        ("key_positions", first(length)),
+    ];
+    match &facts.memory {
+        None => inputs.push(("picture_embeds", Input::Held(picture_embeds))),
+        Some(memory) if memory.holds_text => {
+            inputs.push(("memory_lengths", each(memory_length)));
+            inputs.push(("memory_positions", first(memory_length)));
+        }
+        Some(_) => {}
+    }
+    let outputs = decoder.run_with_cache(&inputs, &["logits"], cache.as_mut(), 0..batch);
+    outputs.unwrap().pop().unwrap()
+}
+
 #[test]
 fn tensors_are_transformers() {
-    let mut worst = [0f32; 3];
     for model in MODELS {
         let golden = Golden::open(model);
-        let engine = |name: &str| {
-            runtime().open(&golden.folder.path().join(name), &options().engine).unwrap()
-        };
         let pictures = golden.pictures();
-        let size = golden.facts.image_size;
-        let pixels = pictures.concat();
-        let shape = [pictures.len(), 3, size, size];
-        let pixels = TensorView::new(&shape, &pixels).unwrap();
-        let image = engine("caption_vision.onnx")
-            .run(&[("pixel_values", pixels.into())], &["image_embeds"])
-            .unwrap();
-        let (shape, theirs) = golden.tensor("image_embeds");
-        assert_eq!(image[0].shape(), shape);
-        let mut found = [largest_difference(image[0].as_slice().unwrap(), &theirs), 0.0, 0.0];
-
-        let queries = engine("caption_qformer.onnx")
-            .run(&[("image_embeds", (&image[0]).into())], &["query_embeds"])
-            .unwrap();
-        let (shape, theirs) = golden.tensor("query_embeds");
-        assert_eq!(queries[0].shape(), shape);
-        found[1] = largest_difference(queries[0].as_slice().unwrap(), &theirs);
-
-        let mut decoder = engine("caption_decoder.onnx");
-        let (batch, facts) = (pictures.len(), &golden.facts);
-        let positions = facts.query_tokens + 1;
-        let mut cache = decoder
-            .new_cache(&imprompt_engine::CacheSpec::decoder(
-                facts.layers,
-                facts.heads,
-                facts.head_dim,
-                batch,
-                positions,
-            ))
-            .unwrap();
-        let bos = vec![i64::from(facts.bos_token_id); batch];
-        let keys: Vec<i64> = (0..positions as i64).collect();
-        let logits = decoder
-            .run_with_cache(
-                &[
-                    ("query_embeds", (&queries[0]).into()),
-                    ("input_ids", TensorView::new(&[batch, 1], &bos).unwrap().into()),
-                    ("write_index", TensorView::new(&[batch], &vec![0i64; batch]).unwrap().into()),
-                    (
-                        "lengths",
-                        TensorView::new(&[batch], &vec![positions as i64; batch]).unwrap().into(),
-                    ),
-                    ("key_positions", TensorView::new(&[positions], &keys).unwrap().into()),
-                ],
-                &["logits"],
-                cache.as_mut(),
-                0..batch,
-            )
-            .unwrap();
+        let mut captioner = golden.captioner(&options());
+        let encoded = captioner.encode(pictures.len(), &pictures.concat()).unwrap();
+        let name = if model.starts_with("blip2/") { "query_embeds" } else { "picture_embeds" };
+        let (shape, theirs) = golden.tensor(name);
+        assert_eq!(encoded.shape(), shape);
+        let embeds = largest_difference(encoded.as_slice().unwrap(), &theirs);
+        let logits = logits(&golden, encoded.as_ref());
         let (shape, theirs) = golden.tensor("logits");
-        assert_eq!(logits[0].shape(), shape);
-        found[2] = largest_difference(logits[0].as_slice().unwrap(), &theirs);
-
-        println!("{model}: image_embeds, query_embeds, logits differ by at most {found:?}");
-        assert!(found.iter().all(|difference| *difference < TOLERANCE), "{model}: {found:?}");
-        for (worst, found) in worst.iter_mut().zip(found) {
-            *worst = worst.max(found);
-        }
+        assert_eq!(logits.shape(), shape);
+        let logits = largest_difference(logits.as_slice().unwrap(), &theirs);
+        println!("{model}: picture's embeddings and logits differ by at most {embeds}, {logits}");
+        assert!(embeds.max(logits) < TOLERANCE, "{model}: {embeds}, {logits}");
     }
-    println!("all: {worst:?}");
 }
 
 #[test]
@@ -234,7 +252,7 @@ fn captions_are_transformers_alone_and_batched() {
         assert_eq!(together, golden.expected(), "{model}, in 3 slots");
         count += golden.cases.len();
     }
-    assert_eq!(count, MODELS.len() * 20);
+    assert_eq!(count, MODELS.len() * 20, "every folder has 20 captions");
 }
 
 #[test]
@@ -251,12 +269,12 @@ fn captions_do_not_hang_on_the_cache() {
 
 #[test]
 fn bad_requests_leave_their_neighbours_alone() {
-    let golden = Golden::open("plain");
+    let golden = Golden::open("blip2/plain");
     let pictures = golden.pictures();
     let good = request(&golden.cases[0], &pictures);
     let cancelled = CancelFlag::default();
     cancelled.cancel();
-    let room = golden.facts.max_positions - golden.facts.query_tokens - 1;
+    let room = golden.facts.max_positions.unwrap() - golden.facts.prefix_positions() - 1;
     let batch = [
         CaptionRequest { pixel_values: &pictures[0][1..], ..good },
         CaptionRequest { prompt_ids: Some(&[]), ..good },
@@ -292,7 +310,7 @@ impl imprompt_error::Cancellation for After {
 
 #[test]
 fn cancellation_acts_between_steps() {
-    let golden = Golden::open("post_norm");
+    let golden = Golden::open("blip2/post_norm");
     let pictures = golden.pictures();
     let others: Vec<_> = golden.cases[..3].iter().map(|case| request(case, &pictures)).collect();
     let mut captioner = golden.captioner(&options());
@@ -310,12 +328,12 @@ fn cancellation_acts_between_steps() {
 
 #[test]
 fn graphs_that_are_not_the_facts_are_refused() {
-    let golden = Golden::open("plain");
+    let golden = Golden::open("blip2/plain");
     let facts = CaptionFacts { heads: 2, head_dim: 16, ..golden.facts.clone() };
     let error = Captioner::open(golden.folder.path(), facts, runtime(), &options()).unwrap_err();
     assert_eq!(error.kind(), Kind::BadModel);
     assert!(error.message().contains("past_key_values.0.key"), "{error}");
-    let tiny = CaptionerOptions { max_length: 4, ..options() };
+    let tiny = CaptionerOptions { max_text_positions: 0, ..options() };
     let error = Captioner::open(golden.folder.path(), golden.facts.clone(), runtime(), &tiny);
     assert_eq!(error.unwrap_err().kind(), Kind::InvalidInput);
 }
