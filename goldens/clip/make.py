@@ -116,7 +116,9 @@ def fill(model, seed):
             noise = torch.randn(parameter.shape, generator=generator)
             if name == "logit_scale":
                 parameter.fill_(2.6592 + 0.1 * seed)
-            elif "norm" in name or "layrnorm" in name:
+            elif name == "logit_bias":
+                parameter.fill_(-0.5 * seed)
+            elif any(part in name for part in ("norm", "layrnorm", "ln_")):
                 parameter.copy_(0.3 * noise + (1.0 if name.endswith("weight") else 0.0))
             elif parameter.dim() == 1:
                 parameter.copy_(0.3 * noise)
@@ -195,5 +197,6 @@ def make(name, case, seed):
     print(f"{name}: {len(input_ids)} texts, spread of the embeddings {spread[0]:.3f} {spread[1]:.3f}")
 
 
-for number, (name, case) in enumerate(CASES.items()):
-    make(name, case, number + 1)
+if __name__ == "__main__":
+    for number, (name, case) in enumerate(CASES.items()):
+        make(name, case, number + 1)

@@ -1,11 +1,15 @@
-//! Token rows to embeddings, with as little work as the causal tower allows.
+//! Token rows to embeddings, with as little work as the tower allows.
+//!
+//! Equal rows are run once, so that equal texts have equal embeddings to the
+//! last bit and ties are ties. Of a causal tower besides:
 //!
 //! * Slots after the end token are never computed; rows are run with rows of
 //!   their own length, so there is no padding either.
-//! * Equal rows are run once, so that equal texts have equal embeddings to the
-//!   last bit and ties are ties.
 //! * What all rows begin with (the start token at least, the whole prompt so
 //!   far in a chain step) is run once; the others attend to its keys and values.
+//!
+//! A tower in which every token sees every other (SigLIP's) is given whole rows,
+//! padding included.
 //!
 //! What a call gives depends on its rows alone, not on calls before it.
 
@@ -14,8 +18,8 @@ use std::path::Path;
 
 use imprompt_engine::{ElementType, Engine, EngineOptions, Held, Runtime, TensorView};
 use imprompt_error::{Cancellation, Error, Result};
-use imprompt_graph::ClipFacts;
 use imprompt_graph::clip::TEXT_GRAPH;
+use imprompt_graph::{ClipFacts, ClipFamily};
 
 use crate::{check_embeds, check_port};
 
@@ -70,8 +74,18 @@ impl TextEncoder {
         let path = folder.join(TEXT_GRAPH);
         let engine = runtime.open(&path, &options.engine)?;
         let ClipFacts { text_layers, text_heads, text_head_dim, .. } = facts;
-        let prefix = [Some(text_layers), Some(text_heads), None, Some(text_head_dim)];
-        check_port(engine.inputs(), "prefix_keys", ElementType::F32, &prefix)
+        let inputs = engine.inputs();
+        let checked = match facts.family {
+            ClipFamily::Clip => {
+                let prefix = [Some(text_layers), Some(text_heads), None, Some(text_head_dim)];
+                check_port(inputs, "prefix_keys", ElementType::F32, &prefix)
+            }
+            ClipFamily::Siglip => {
+                let rows = [None, Some(facts.context_length)];
+                check_port(inputs, "input_ids", ElementType::I64, &rows)
+            }
+        };
+        checked
             .and_then(|()| check_embeds(engine.as_ref(), "text_embeds", facts.projection_dim))
             .map_err(|error| error.context(path.display()))?;
         Ok(TextEncoder {
@@ -90,11 +104,11 @@ impl TextEncoder {
 
     /// The embeddings of `rows`: float32 `[rows, D]`, rows of length 1. A row is
     /// a text's tokens as the model's tokenizer gives them, start and end token
-    /// included, cut to the context length, padded or not.
+    /// included, cut to the context length, padded or not; of a SigLIP all slots.
     ///
     /// # Errors
     /// `BadModel` when a token is not in the model's vocabulary, `Internal` when
-    /// a row is empty or too long, `Cancelled` between two runs of the tower,
+    /// a row has no length that the tower takes, `Cancelled` between two runs of the tower,
     /// or what the engine reports.
     pub fn encode<R: AsRef<[u32]>>(
         &mut self,
@@ -104,7 +118,9 @@ impl TextEncoder {
         let trimmed: Vec<&[u32]> =
             rows.iter().map(|row| self.trim(row.as_ref())).collect::<Result<_>>()?;
         let (distinct, of_row) = distinct(&trimmed);
-        self.set_prefix(&distinct, cancel)?;
+        if self.facts.family == ClipFamily::Clip {
+            self.set_prefix(&distinct, cancel)?;
+        }
         let dimension = self.facts.projection_dim;
         let mut embeds = vec![0.0; distinct.len() * dimension];
         for members in by_length(&distinct).values() {
@@ -164,6 +180,11 @@ impl TextEncoder {
         let shared = self.prefix.tokens.len();
         let input_ids: Vec<i64> =
             rows.iter().flat_map(|row| &row[shared..]).map(|&id| i64::from(id)).collect();
+        if self.facts.family == ClipFamily::Siglip {
+            let shape = [rows.len(), length];
+            let ids = TensorView::new(&shape, &input_ids)?;
+            return self.engine.run(&[("input_ids", ids.into())], outputs);
+        }
         let last_index = vec![length as i64 - 1; rows.len()];
         let ClipFacts { text_layers, text_heads, text_head_dim, .. } = self.facts;
         let prefix_shape = [text_layers, text_heads, shared, text_head_dim];
@@ -183,10 +204,14 @@ impl TextEncoder {
     fn trim<'r>(&self, row: &'r [u32]) -> Result<&'r [u32]> {
         let end = self.facts.eos.position(row) + 1;
         let kept = row.get(..end).ok_or_else(|| Error::internal("a token row is empty"))?;
-        if end > self.facts.context_length {
+        let slots = self.facts.context_length;
+        let fits = match self.facts.family {
+            ClipFamily::Clip => end <= slots,
+            ClipFamily::Siglip => end == slots,
+        };
+        if !fits {
             return Err(Error::internal(format!(
-                "a row of {end} tokens, the model has {} slots",
-                self.facts.context_length
+                "a row of {end} tokens, the model has {slots} slots"
             )));
         }
         match kept.iter().find(|&&id| id as usize >= self.facts.vocabulary) {

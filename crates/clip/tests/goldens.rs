@@ -1,5 +1,6 @@
-//! Both towers against transformers, on the models of `goldens/clip`, through
-//! the real engine (`IMPROMPT_ONNXRUNTIME` names the library).
+//! Both towers against transformers and open_clip, on the models of `goldens/clip`,
+//! `goldens/open_clip` and `goldens/siglip`, through the real engine
+//! (`IMPROMPT_ONNXRUNTIME` names the library).
 
 use std::path::{Path, PathBuf};
 
@@ -8,10 +9,22 @@ use imprompt_engine::onnxruntime::{OnnxRuntime, OnnxRuntimeOptions};
 use imprompt_engine::{EngineOptions, Runtime, TensorView};
 use imprompt_error::{CancelFlag, Kind, Uncancellable};
 use imprompt_graph::clip::{IMAGE_GRAPH, TEXT_GRAPH};
-use imprompt_graph::{ClipFacts, clip_graphs};
+use imprompt_graph::{ClipFacts, ClipFamily, Probability, clip_graphs};
 use safetensors::SafeTensors;
 
-const CASES: [&str; 4] = ["quick_gelu", "gelu_f16", "sharded_bf16", "section_dicts"];
+/// Models with a causal text tower.
+const CASES: [&str; 7] = [
+    "clip/quick_gelu",
+    "clip/gelu_f16",
+    "clip/sharded_bf16",
+    "clip/section_dicts",
+    "open_clip/gelu",
+    "open_clip/quick_gelu_f16",
+    "open_clip/words",
+];
+
+/// Models whose text tower sees all slots.
+const SIGLIP: [&str; 3] = ["siglip/siglip", "siglip/siglip2", "siglip/small_bf16"];
 const PICTURES: usize = 3;
 
 fn runtime() -> &'static OnnxRuntime {
@@ -30,17 +43,18 @@ struct Golden {
     text_embeds: Vec<f32>,
     image_embeds: Vec<f32>,
     logit_scale: f32,
+    logit_bias: Option<f32>,
 }
 
 impl Golden {
     fn new(name: &str) -> Self {
-        Self::of(name, "clip")
+        Self::of(name, name)
     }
 
-    /// With the weights as they are in `goldens/FORMAT`.
-    fn of(name: &str, format: &str) -> Self {
-        let all = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../goldens");
-        let (goldens, source) = (all.join("clip"), all.join(format).join(name));
+    /// With the weights of another folder of `goldens`.
+    fn of(name: &str, weights: &str) -> Self {
+        let goldens = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../goldens");
+        let source = goldens.join(weights);
         let graphs = clip_graphs(&source).unwrap();
         let folder = tempfile::tempdir().unwrap();
         for file in graphs.image.weight_files.union(&graphs.text.weight_files) {
@@ -65,6 +79,7 @@ impl Golden {
             text_embeds: floats("text_embeds"),
             image_embeds: floats("image_embeds"),
             logit_scale: floats("logit_scale")[0],
+            logit_bias: tensors.tensor("logit_bias").is_ok().then(|| floats("logit_bias")[0]),
         }
     }
 
@@ -126,7 +141,7 @@ fn assert_close(what: &str, left: &[f32], right: &[f32], limit: f32) {
 
 #[test]
 fn pictures_equal_the_reference() {
-    for name in CASES {
+    for name in CASES.into_iter().chain(SIGLIP) {
         let golden = Golden::new(name);
         let mut encoder = golden.image_encoder();
         let pixels = golden.pictures();
@@ -143,7 +158,7 @@ fn pictures_equal_the_reference() {
 #[test]
 fn weights_of_torch_save_equal_the_reference() {
     for name in ["gelu_f16", "sharded_bf16"] {
-        let golden = Golden::of(name, "torch");
+        let golden = Golden::of(&format!("clip/{name}"), &format!("torch/{name}"));
         let files = std::fs::read_dir(golden.folder.path()).unwrap();
         let names = files.map(|file| file.unwrap().file_name().into_string().unwrap());
         assert!(names.into_iter().all(|name| !name.ends_with(".safetensors")));
@@ -208,7 +223,7 @@ fn a_shared_beginning_is_run_once() {
 
 #[test]
 fn equal_rows_have_equal_bits() {
-    let golden = Golden::new("gelu_f16");
+    let golden = Golden::new("clip/gelu_f16");
     let dimension = golden.facts.projection_dim;
     let mut rows: Vec<Vec<u32>> = golden.rows.clone();
     rows.extend(golden.rows.iter().rev().cloned());
@@ -223,16 +238,47 @@ fn equal_rows_have_equal_bits() {
 }
 
 #[test]
-fn the_logit_scale_is_read() {
-    for name in CASES {
+fn all_slots_of_a_text_count_where_the_tower_sees_them() {
+    for name in SIGLIP {
+        let golden = Golden::new(name);
+        let dimension = golden.facts.projection_dim;
+        let found = golden.text_encoder(1024).encode(&golden.rows, &Uncancellable).unwrap();
+        assert_close(&format!("{name} texts"), &found, &golden.text_embeds, 1e-5);
+        let mut small = golden.text_encoder(1);
+        let alone = small.encode(&golden.rows, &Uncancellable).unwrap();
+        assert_close(&format!("{name} texts one a run"), &alone, &found, 1e-6);
+        // The last row is the second again.
+        assert_eq!(found[dimension..2 * dimension], found[8 * dimension..]);
+        // Padding is not left out, and not left to the caller.
+        let mut row = golden.rows[1].clone();
+        row[golden.facts.context_length - 2] ^= 1;
+        let other = small.encode(&[&row], &Uncancellable).unwrap();
+        assert!(largest_difference(&other, &found[dimension..2 * dimension]) > 1e-4);
+        row.pop();
+        let error = small.encode(&[&row], &Uncancellable).unwrap_err();
+        assert_eq!(error.kind(), Kind::Internal);
+        assert!(error.message().contains("the model has"), "{error}");
+    }
+}
+
+#[test]
+fn scale_and_probability_are_read() {
+    for name in CASES.into_iter().chain(SIGLIP) {
         let golden = Golden::new(name);
         assert!((golden.facts.logit_scale / golden.logit_scale - 1.0).abs() < 1e-6, "{name}");
+        let expected = match golden.logit_bias {
+            Some(bias) => Probability::Sigmoid { bias },
+            None => Probability::Softmax,
+        };
+        assert_eq!(golden.facts.probability, expected, "{name}");
+        let json = serde_json::to_string(&golden.facts).unwrap();
+        assert_eq!(serde_json::from_str::<ClipFacts>(&json).unwrap(), golden.facts);
     }
 }
 
 #[test]
 fn wrong_rows_are_errors() {
-    let golden = Golden::new("sharded_bf16");
+    let golden = Golden::new("clip/sharded_bf16");
     let mut encoder = golden.text_encoder(1024);
     let mut kind = |row: &[u32]| encoder.encode(&[row], &Uncancellable).unwrap_err().kind();
     assert_eq!(kind(&[]), Kind::Internal);
@@ -254,7 +300,7 @@ fn wrong_rows_are_errors() {
 
 #[test]
 fn facts_of_another_model_are_refused() {
-    let golden = Golden::new("quick_gelu");
+    let golden = Golden::new("clip/quick_gelu");
     let open = |facts: ClipFacts| {
         let options = TextOptions { engine: engine_options(), ..TextOptions::default() };
         TextEncoder::open(golden.folder.path(), facts, runtime(), &options).unwrap_err()
@@ -264,7 +310,11 @@ fn facts_of_another_model_are_refused() {
         change(&mut facts);
         facts
     };
-    for facts in [wrong(|facts| facts.text_heads = 8), wrong(|facts| facts.projection_dim = 1)] {
+    for facts in [
+        wrong(|facts| facts.text_heads = 8),
+        wrong(|facts| facts.projection_dim = 1),
+        wrong(|facts| facts.family = ClipFamily::Siglip),
+    ] {
         let error = open(facts);
         assert_eq!(error.kind(), Kind::BadModel);
         assert!(error.message().contains(TEXT_GRAPH), "{error}");

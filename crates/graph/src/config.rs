@@ -107,9 +107,16 @@ impl Section {
     /// # Errors
     /// `NotFound` when there is none, `BadModel` when it is not a JSON object.
     pub fn open(folder: &Path) -> Result<Self> {
-        let path = folder.join("config.json");
+        Self::open_file(&folder.join("config.json"))
+    }
+
+    /// The JSON object in the file `path`.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_file(path: &Path) -> Result<Self> {
         let wrong = |what: String| Error::bad_model(format!("{}: {what}", path.display()));
-        let length = std::fs::metadata(&path)
+        let length = std::fs::metadata(path)
             .map_err(|e| match e.kind() {
                 std::io::ErrorKind::NotFound => {
                     Error::new(Kind::NotFound, format!("{} does not exist", path.display()))
@@ -120,7 +127,7 @@ impl Section {
         if length > MAX_CONFIG_BYTES {
             return Err(wrong(format!("has {length} bytes, at most {MAX_CONFIG_BYTES} allowed")));
         }
-        let text = std::fs::read(&path).map_err(|e| wrong(e.to_string()))?;
+        let text = std::fs::read(path).map_err(|e| wrong(e.to_string()))?;
         match serde_json::from_slice(&text) {
             Ok(Value::Object(values)) => Ok(Self::new(&path.display().to_string(), values)),
             Ok(_) => Err(wrong("is not a JSON object".to_owned())),

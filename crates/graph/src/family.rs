@@ -53,7 +53,7 @@ pub const EVA: Family = family("eva-clip", Role::Clip, "EVA-CLIP", None, false);
 /// Contrastive captioners.
 pub const COCA: Family = family("coca", Role::Clip, "CoCa", None, false);
 /// SigLIP.
-pub const SIGLIP: Family = family("siglip", Role::Clip, "SigLIP", Some(("siglip", None)), false);
+pub const SIGLIP: Family = family("siglip", Role::Clip, "SigLIP", Some(("siglip", None)), true);
 /// BLIP.
 pub const BLIP: Family = family("blip", Role::Captioner, "BLIP", Some(("blip", None)), true);
 /// BLIP-2 with OPT.

@@ -6,7 +6,7 @@
 //! * [`builder`]: nodes, constants and references to weights become a graph.
 //! * [`config`]: `config.json`, with every key accounted for.
 //! * [`family`]: which families of models are known, and which are supported.
-//! * [`clip`]: the two towers of CLIP.
+//! * [`clip`]: the two towers of CLIP, of open_clip's CLIP, and of SigLIP.
 //! * [`captioner`]: caption models of every family: [`blip`], [`blip2`] and
 //!   [`git`], made of [`bert`], [`qformer`], [`opt`] and [`t5`]; what their decoders have
 //!   in common is in `decoder`.
@@ -32,5 +32,5 @@ pub mod weights;
 pub use captioner::{
     CaptionFacts, CaptionFamily, CaptionGraphs, MemoryFacts, TextFacts, caption_graphs,
 };
-pub use clip::{ClipFacts, ClipGraphs, EosRule, clip_graphs};
+pub use clip::{ClipFacts, ClipFamily, ClipGraphs, EosRule, Probability, clip_graphs};
 pub use generation::{EarlyStoppingFact, GenerationFacts};

@@ -122,7 +122,10 @@ fn small_tensors_are_read_in_every_float_type() {
     assert!(weights.read_floats("u16").unwrap_err().message().contains("U16"));
     assert!(weights.get("none").unwrap_err().message().contains("no tensor none"));
     let error = weights.expect("f32", &[2, 1]).unwrap_err();
-    assert!(error.message().contains("has shape [2], config.json asks for [2, 1]"), "{error}");
+    assert!(
+        error.message().contains("has shape [2], the configuration asks for [2, 1]"),
+        "{error}"
+    );
 }
 
 #[test]

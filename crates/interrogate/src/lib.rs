@@ -27,4 +27,4 @@ pub use request::{
 };
 pub use table::{LabelTable, SharedBytes};
 pub use vocabulary::{Table, Vocabulary};
-pub use zero_shot::{LabelEmbeds, Score, zero_shot};
+pub use zero_shot::{LabelEmbeds, Score, Scoring, zero_shot};

@@ -16,7 +16,7 @@ use imprompt_stage::ensemble::{ENSEMBLES, Ensemble};
 use imprompt_stage::preprocess::PreprocessFile;
 use imprompt_stage::ranker::RankerFile;
 use imprompt_stage::tagger::TaggerFile;
-use imprompt_stage::text_side::Cleaning;
+use imprompt_stage::text_side::{Cleaning, check_tokenizer};
 use imprompt_stage::{STAGE_FILE, StageFile, StageKind};
 
 use crate::config::{self, Models, Sizes};
@@ -152,7 +152,10 @@ impl Build<'_> {
             preprocess.clip_preprocessor = Some(CLIP_PREPROCESSOR.to_owned());
             sizes.clip_pixels = Some([size, size]);
             sizes.embedding = Some(graphs.facts.projection_dim);
-            manifest.clip = Some(model.source()?);
+            sizes.probability = graphs.facts.probability;
+            let mut source = model.source()?;
+            source.probability = Some(graphs.facts.probability.name().to_owned());
+            manifest.clip = Some(source);
             self.clip(model, graphs, &raw, has, &mut placer, &mut manifest)?;
         }
         if let Some((model, graphs)) = &captioner {
@@ -188,7 +191,13 @@ impl Build<'_> {
         graph(&text, TEXT_GRAPH, &graphs.text, model, placer)?;
         model.copy_tokenizer(&text)?;
         let facts = || graphs.facts.clone();
-        let file = ClipTextFile { facts: facts(), cleaning: Cleaning::HuggingFace };
+        // Labels of a request are read as the model's own reference reads them.
+        let cleaning = match model.is_open_clip() {
+            true => Cleaning::OpenClip,
+            false => Cleaning::HuggingFace,
+        };
+        check_tokenizer(&text, &graphs.facts, cleaning)?;
+        let file = ClipTextFile { facts: facts(), cleaning };
         write_stage(&text, &StageFile::ClipText(file))?;
 
         let tagger = self.stage(StageKind::Tagger)?;
@@ -204,8 +213,8 @@ impl Build<'_> {
         graph(&tagger, TEXT_GRAPH, &graphs.text, model, placer)?;
         model.copy_tokenizer(&tagger)?;
         let listed = tables::listed(&tagger, &entries);
-        // Labels of a request are read as transformers reads them, terms as open_clip does.
-        let file = TaggerFile { facts: facts(), cleaning: Cleaning::HuggingFace, tables: listed };
+        // Terms of the interrogator are read as open_clip reads them, whatever the model.
+        let file = TaggerFile { facts: facts(), cleaning, tables: listed };
         write_stage(&tagger, &StageFile::Tagger(file))?;
         if has.captioner {
             let ranker = self.stage(StageKind::Ranker)?;

@@ -5,12 +5,14 @@
 
 use std::fmt::Write as _;
 
+use imprompt_graph::Probability;
 use imprompt_stage::ensemble::{Ensemble, Step};
 use imprompt_stage::signature::MAX_BATCH_SIZE;
 use imprompt_stage::{Parameters, Signature, StageKind, TensorSpec};
 
-/// The sizes that a certain pair of models has; `None` is written as -1.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// The sizes (`None` is written as -1) and the kind of probability that a certain pair of models
+/// has.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Sizes {
     /// Height and width of CLIP's `pixel_values`.
     pub clip_pixels: Option<[usize; 2]>,
@@ -18,6 +20,8 @@ pub struct Sizes {
     pub caption_pixels: Option<[usize; 2]>,
     /// Length of CLIP's embeddings.
     pub embedding: Option<usize>,
+    /// Which probability `zero_shot` gives.
+    pub probability: Probability,
 }
 
 /// The signature of `kind` with the sizes filled in, and without the outputs
@@ -106,8 +110,7 @@ pub fn stage_config(kind: StageKind, sizes: &Sizes, has: Models, threads: usize)
     }
     for (key, value, note) in parameters(kind, threads) {
         comment(&mut out, note);
-        let _ = writeln!(out, "parameters {{");
-        let _ = writeln!(out, "  key: \"{key}\"\n  value: {{ string_value: \"{value}\" }}\n}}");
+        parameter(&mut out, key, &value);
     }
     out
 }
@@ -131,7 +134,23 @@ pub fn ensemble_config(ensemble: &Ensemble, sizes: &Sizes, has: Models) -> Strin
         one_step(&mut out, step, has, index + 1 == ensemble.steps.len());
     }
     out.push_str("  ]\n}\n");
+    if signature.outputs.iter().any(|spec| spec.name == "probability") {
+        let (note, value) = match sizes.probability {
+            Probability::Softmax => ("over all labels of a request: they add up to 1", "softmax"),
+            Probability::Sigmoid { .. } => {
+                ("of each label alone: they need not add up to 1", "sigmoid")
+            }
+        };
+        out.push('\n');
+        comment(&mut out, &format!("What `probability` is: {note}. For clients to read."));
+        parameter(&mut out, "probability", value);
+    }
     out
+}
+
+fn parameter(out: &mut String, key: &str, value: &str) {
+    let _ = writeln!(out, "parameters {{");
+    let _ = writeln!(out, "  key: \"{key}\"\n  value: {{ string_value: \"{value}\" }}\n}}");
 }
 
 fn one_step(out: &mut String, step: &Step, has: Models, is_last: bool) {
@@ -254,6 +273,7 @@ fn parameters(kind: StageKind, threads: usize) -> Vec<(&'static str, String, &'s
 #[cfg(test)]
 mod tests {
     use super::*;
+    use imprompt_graph::Probability;
     use imprompt_stage::ensemble::ENSEMBLES;
     use std::path::PathBuf;
 
@@ -295,12 +315,16 @@ mod tests {
             clip_pixels: Some([224, 224]),
             caption_pixels: Some([364, 280]),
             embedding: Some(512),
+            probability: Probability::Sigmoid { bias: -10.0 },
         };
         let preprocess = stage_config(StageKind::Preprocess, &sizes, Models::BOTH, 0);
         assert!(preprocess.contains("dims: [ 3, 224, 224 ]"), "{preprocess}");
         assert!(preprocess.contains("dims: [ 3, 364, 280 ]"));
         let embed = Ensemble::by_name("embed_text").unwrap();
         assert!(ensemble_config(embed, &sizes, Models::BOTH).contains("dims: [ 512 ]"));
+        let zero_shot = Ensemble::by_name("zero_shot").unwrap();
+        let zero_shot = ensemble_config(zero_shot, &sizes, Models::BOTH);
+        assert!(zero_shot.contains("  value: { string_value: \"sigmoid\" }"), "{zero_shot}");
         let tagger = stage_config(StageKind::Tagger, &sizes, Models::BOTH, 3);
         assert!(tagger.contains("dims: [ -1 ]\n    optional: true\n    allow_ragged_batch: true"));
         assert!(tagger.contains("key: \"threads\"\n  value: { string_value: \"3\" }"));

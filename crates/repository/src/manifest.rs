@@ -43,8 +43,12 @@ pub struct Manifest {
 pub struct Source {
     /// The folder's name, or the hub id.
     pub name: String,
-    /// `architectures[0]` of its config.json, or its `model_type`.
+    /// `architectures[0]` of its config.json, or its `model_type`; `open_clip` for a folder in
+    /// open_clip's form.
     pub architecture: String,
+    /// Of a CLIP: which probability `zero_shot` gives, `softmax` or `sigmoid`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probability: Option<String>,
 }
 
 /// One label table.

@@ -3,14 +3,15 @@
 use std::path::{Path, PathBuf};
 
 use imprompt_error::{Error, Kind, Result};
+use imprompt_graph::clip::open_clip;
 use imprompt_picture::Preprocessor;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::files;
 use crate::manifest::Source;
 
 /// Tokenizer files; a folder has some of them.
-pub const TOKENIZER_FILES: [&str; 7] = [
+pub const TOKENIZER_FILES: [&str; 8] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -18,6 +19,7 @@ pub const TOKENIZER_FILES: [&str; 7] = [
     "vocab.json",
     "merges.txt",
     "vocab.txt",
+    "spiece.model",
 ];
 
 /// Configurations; a folder has some of them.
@@ -45,7 +47,8 @@ impl ModelFolder {
     /// The model in the folder `path`, known by the folder's name.
     ///
     /// # Errors
-    /// [`Kind::NotFound`] when there is no such folder, or no config.json in it.
+    /// [`Kind::NotFound`] when there is no such folder, or neither config.json nor
+    /// open_clip_config.json in it.
     pub fn open(path: &Path) -> Result<Self> {
         let absolute = path.canonicalize().map_err(|error| files::io("open", path, &error))?;
         let name = absolute.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -57,10 +60,11 @@ impl ModelFolder {
     /// # Errors
     /// Those of [`Self::open`].
     pub fn named(path: &Path, name: impl Into<String>) -> Result<Self> {
-        if !path.join("config.json").is_file() {
+        if !path.join("config.json").is_file() && !path.join(open_clip::CONFIG).is_file() {
             return Err(Error::not_found(format!(
-                "{}: not a model folder (it has no config.json)",
-                path.display()
+                "{}: not a model folder (it has no config.json, and no {})",
+                path.display(),
+                open_clip::CONFIG
             )));
         }
         Ok(ModelFolder { path: path.to_owned(), name: name.into() })
@@ -76,8 +80,17 @@ impl ModelFolder {
         &self.name
     }
 
+    /// True for a CLIP in open_clip's form.
+    pub(crate) fn is_open_clip(&self) -> bool {
+        open_clip::is_folder(&self.path)
+    }
+
     /// What the manifest says of it.
     pub(crate) fn source(&self) -> Result<Source> {
+        if self.is_open_clip() {
+            let (name, architecture) = (self.name.clone(), "open_clip".to_owned());
+            return Ok(Source { name, architecture, probability: None });
+        }
         let path = self.path.join("config.json");
         let config: Value = serde_json::from_str(&files::read_text(&path)?)
             .map_err(|error| Error::bad_model(format!("{}: {error}", path.display())))?;
@@ -85,6 +98,7 @@ impl ModelFolder {
         Ok(Source {
             name: self.name.clone(),
             architecture: architecture.unwrap_or_default().to_owned(),
+            probability: None,
         })
     }
 
@@ -102,11 +116,16 @@ impl ModelFolder {
             }
         }
         let has = |name| copied.contains(&name);
-        if has("tokenizer.json") || has("vocab.txt") || (has("vocab.json") && has("merges.txt")) {
+        let is_complete = has("tokenizer.json")
+            || has("vocab.txt")
+            || has("spiece.model")
+            || (has("vocab.json") && has("merges.txt"));
+        if is_complete {
             return Ok(());
         }
         Err(Error::not_found(format!(
-            "{}: no tokenizer (neither tokenizer.json nor vocab.txt nor vocab.json with merges.txt)",
+            "{}: no tokenizer (neither tokenizer.json, nor vocab.json with merges.txt, nor \
+             vocab.txt, nor spiece.model)",
             self.path.display()
         )))
     }
@@ -114,7 +133,10 @@ impl ModelFolder {
     /// Writes the image processor's configuration to `path`, having checked that it makes
     /// pictures of `expected` height and width.
     pub(crate) fn write_preprocessor(&self, path: &Path, expected: [usize; 2]) -> Result<()> {
-        let bytes = self.preprocessor()?;
+        let bytes = match self.is_open_clip() {
+            true => self.open_clip_preprocessor(expected[0])?,
+            false => self.preprocessor()?,
+        };
         let failed = |error: Error| error.context(self.path.display());
         let preprocessor = Preprocessor::from_json(&bytes).map_err(failed)?;
         let made = [preprocessor.height(), preprocessor.width()];
@@ -129,6 +151,17 @@ impl ModelFolder {
             )));
         }
         files::write(path, &bytes)
+    }
+
+    /// open_clip's settings, and the size that they are for.
+    fn open_clip_preprocessor(&self, size: usize) -> Result<Vec<u8>> {
+        let path = self.path.join(open_clip::CONFIG);
+        let config: Value = serde_json::from_str(&files::read_text(&path)?)
+            .map_err(|error| Error::bad_model(format!("{}: {error}", path.display())))?;
+        let settings = config.get("preprocess_cfg").cloned().unwrap_or_default();
+        let settings = if settings.is_null() { json!({}) } else { settings };
+        let file = json!({ "preprocess_cfg": settings, "image_size": size });
+        Ok(file.to_string().into_bytes())
     }
 
     fn preprocessor(&self) -> Result<Vec<u8>> {

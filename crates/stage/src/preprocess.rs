@@ -16,7 +16,8 @@ use crate::{
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PreprocessFile {
-    /// The preprocessor_config.json of the CLIP, if the repository has one.
+    /// The preprocessor_config.json of the CLIP, or its `preprocess_cfg` of open_clip, if the
+    /// repository has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clip_preprocessor: Option<String>,
     /// The preprocessor_config.json of the captioner, if the repository has one.
@@ -45,16 +46,18 @@ impl PreprocessModel {
         let mut signature = StageKind::Preprocess.signature();
         let mut outputs = Vec::new();
         for (name, config, crop_rule) in [
-            ("clip_pixel_values", &file.clip_preprocessor, CropRule::Transformers),
-            ("open_clip_pixel_values", &file.clip_preprocessor, CropRule::Torchvision),
-            ("caption_pixel_values", &file.caption_preprocessor, CropRule::Transformers),
+            ("clip_pixel_values", &file.clip_preprocessor, None),
+            ("open_clip_pixel_values", &file.clip_preprocessor, Some(CropRule::Torchvision)),
+            ("caption_pixel_values", &file.caption_preprocessor, None),
         ] {
             match config {
                 Some(config) => {
-                    let preprocessor =
+                    let mut preprocessor =
                         Preprocessor::from_json(files::text(folder, config)?.as_bytes())
-                            .map_err(|error| error.context(config))?
-                            .with_crop_rule(crop_rule);
+                            .map_err(|error| error.context(config))?;
+                    if let Some(rule) = crop_rule {
+                        preprocessor = preprocessor.with_crop_rule(rule);
+                    }
                     let (height, width) = (preprocessor.height(), preprocessor.width());
                     signature.set_dims(name, &[3, height as i64, width as i64]);
                     outputs.push((name, preprocessor));

@@ -7,8 +7,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use imprompt_error::{Error, Result, Uncancellable};
-use imprompt_graph::ClipFacts;
-use imprompt_interrogate::{LabelEmbeds, LabelTable, PromptEncoder, Score, zero_shot};
+use imprompt_graph::{ClipFacts, Probability};
+use imprompt_interrogate::{LabelEmbeds, LabelTable, PromptEncoder, Score, Scoring, zero_shot};
 use quick_cache::sync::Cache;
 use serde::{Deserialize, Serialize};
 
@@ -32,7 +32,7 @@ pub struct TaggerFile {
 struct Shared {
     text: TextModel,
     dimension: usize,
-    logit_scale: f32,
+    scoring: Scoring,
     tables: Vec<(String, Arc<LabelTable>)>,
     /// Embeddings of labels seen before, by the text that was embedded.
     seen: Cache<String, Arc<[f32]>>,
@@ -47,14 +47,18 @@ pub(crate) struct TaggerModel {
 impl TaggerModel {
     pub(crate) fn open(folder: &Path, file: TaggerFile, parameters: &Parameters) -> Result<Self> {
         let dimension = file.facts.projection_dim;
-        let logit_scale = file.facts.logit_scale;
+        let scale = file.facts.logit_scale;
+        let scoring = match file.facts.probability {
+            Probability::Softmax => Scoring::Softmax { scale },
+            Probability::Sigmoid { bias } => Scoring::Sigmoid { scale, bias },
+        };
         let mut signature = StageKind::Tagger.signature();
         signature.set_dims("image_embeds", &[dimension as i64]);
         let tables = tables::open(folder, &file.tables, dimension)?;
         let text = TextModel::open(folder, file.facts, file.cleaning, parameters)?;
         let seen = Cache::new(parameters.label_cache_size);
         let parameters = parameters.clone();
-        let shared = Shared { text, dimension, logit_scale, tables, seen, parameters };
+        let shared = Shared { text, dimension, scoring, tables, seen, parameters };
         Ok(TaggerModel { shared: Arc::new(shared), signature })
     }
 }
@@ -259,7 +263,7 @@ impl Shared {
     ) -> Result<Vec<Score>> {
         match labels {
             Labels::Stored(table) => {
-                zero_shot(image, LabelEmbeds::Float16(table.rows()), self.logit_scale, top_k)
+                zero_shot(image, LabelEmbeds::Float16(table.rows()), self.scoring, top_k)
             }
             Labels::Given(_, texts) => {
                 let mut rows = Vec::with_capacity(texts.len() * self.dimension);
@@ -267,7 +271,7 @@ impl Shared {
                     let row = embeds.get(text).ok_or_else(|| Error::internal("a lost label"))?;
                     rows.extend_from_slice(row);
                 }
-                zero_shot(image, LabelEmbeds::Float32(&rows), self.logit_scale, top_k)
+                zero_shot(image, LabelEmbeds::Float32(&rows), self.scoring, top_k)
             }
         }
     }

@@ -5,20 +5,85 @@ use std::sync::Arc;
 
 use imprompt_clip::{TextEncoder, TextOptions};
 use imprompt_engine::Runtime;
-use imprompt_error::{Cancellation, Result};
-use imprompt_graph::ClipFacts;
+use imprompt_error::{Cancellation, Error, Result};
+use imprompt_graph::{ClipFacts, ClipFamily};
 use imprompt_interrogate::PromptEncoder;
-use imprompt_text::ClipTokenizer;
+use imprompt_text::{ClipTokenizer, SiglipTokenizer, Tokens};
 
 pub use imprompt_text::Cleaning;
 
 use crate::{Parameters, engine};
 
+/// The tokenizer of a model's family.
+enum TextTokenizer {
+    Clip(ClipTokenizer),
+    Siglip(SiglipTokenizer),
+}
+
+impl TextTokenizer {
+    /// The tokenizer in `folder`. `cleaning` is for CLIP's; SigLIP's has one rule.
+    fn load(folder: &Path, facts: &ClipFacts, cleaning: Cleaning) -> Result<Self> {
+        let slots = facts.context_length;
+        let (tokenizer, ids) = match facts.family {
+            ClipFamily::Clip => {
+                let tokenizer = ClipTokenizer::load(folder, cleaning, slots)?;
+                let ids = tokenizer.vocab_size();
+                (TextTokenizer::Clip(tokenizer), ids)
+            }
+            ClipFamily::Siglip => {
+                let tokenizer = SiglipTokenizer::load(folder, slots)?;
+                let ids = tokenizer.vocab_size();
+                (TextTokenizer::Siglip(tokenizer), ids)
+            }
+        };
+        if ids > facts.vocabulary {
+            return Err(Error::bad_model(format!(
+                "tokenizer of {}: {ids} tokens, the model knows {}",
+                folder.display(),
+                facts.vocabulary
+            )));
+        }
+        Ok(tokenizer)
+    }
+
+    fn tokens(&self, text: &str) -> Result<Tokens> {
+        match self {
+            TextTokenizer::Clip(tokenizer) => tokenizer.tokens(text),
+            TextTokenizer::Siglip(tokenizer) => tokenizer.tokens(text),
+        }
+    }
+
+    /// Tokens of a text, neither cut nor padded.
+    fn count(&self, text: &str) -> Result<usize> {
+        let ids = match self {
+            TextTokenizer::Clip(tokenizer) => tokenizer.encode(text)?,
+            TextTokenizer::Siglip(tokenizer) => tokenizer.encode(text)?,
+        };
+        Ok(ids.len())
+    }
+
+    /// Tokens that every text has: start and end token of CLIP, the end token of SigLIP.
+    fn frame(&self) -> usize {
+        match self {
+            TextTokenizer::Clip(_) => 2,
+            TextTokenizer::Siglip(_) => 1,
+        }
+    }
+}
+
+/// Checks that `folder` has the tokenizer that a model of these facts needs.
+///
+/// # Errors
+/// `BadModel` naming the file that is missing or wrong, or the sizes that do not fit.
+pub fn check_tokenizer(folder: &Path, facts: &ClipFacts, cleaning: Cleaning) -> Result<()> {
+    TextTokenizer::load(folder, facts, cleaning).map(drop)
+}
+
 /// What the instances of a stage share of the text side.
 pub struct TextModel {
     folder: PathBuf,
     facts: ClipFacts,
-    tokenizer: Arc<ClipTokenizer>,
+    tokenizer: Arc<TextTokenizer>,
     runtime: &'static dyn Runtime,
     parameters: Parameters,
 }
@@ -34,7 +99,7 @@ impl TextModel {
         cleaning: Cleaning,
         parameters: &Parameters,
     ) -> Result<Self> {
-        let tokenizer = ClipTokenizer::load(folder, cleaning, facts.context_length)?;
+        let tokenizer = TextTokenizer::load(folder, &facts, cleaning)?;
         Ok(TextModel {
             folder: folder.to_owned(),
             facts,
@@ -58,7 +123,7 @@ impl TextModel {
 
 /// One instance's text side: texts to embeddings.
 pub struct TextSide {
-    tokenizer: Arc<ClipTokenizer>,
+    tokenizer: Arc<TextTokenizer>,
     encoder: TextEncoder,
 }
 
@@ -68,12 +133,17 @@ impl PromptEncoder for TextSide {
     }
 
     fn context_length(&self) -> usize {
-        self.tokenizer.context_length()
+        self.encoder.facts().context_length
     }
 
     fn token_count(&self, text: &str) -> usize {
         // A text that cannot be tokenised is refused where it is embedded.
-        self.tokenizer.encode(text).map_or(0, |ids| ids.len().saturating_sub(2))
+        let count = self.tokenizer.count(text).unwrap_or(0);
+        count.saturating_sub(self.tokenizer.frame())
+    }
+
+    fn is_at_max_length(&self, text: &str) -> bool {
+        self.token_count(text) + self.tokenizer.frame() >= self.context_length()
     }
 
     fn encode(&mut self, texts: &[&str], cancel: &dyn Cancellation) -> Result<Vec<f32>> {

@@ -219,6 +219,44 @@ impl Folder {
         Ok(entry.as_ref().and_then(added_token).map(|token| token.content))
     }
 
+    /// The tokens of all roles, each once.
+    pub(crate) fn special_tokens(&self) -> Result<Vec<String>> {
+        let mut tokens: Vec<String> = Vec::new();
+        for role in SPECIAL_ROLES.into_iter().chain([MORE_SPECIAL]) {
+            let entries = match self.special(role)? {
+                Some(Value::Array(entries)) => entries,
+                Some(entry) => vec![entry],
+                None => vec![],
+            };
+            for token in entries.iter().filter_map(added_token) {
+                if !tokens.contains(&token.content) {
+                    tokens.push(token.content);
+                }
+            }
+        }
+        Ok(tokens)
+    }
+
+    /// The bytes of a file of at most `most` bytes; `None` without the file.
+    pub(crate) fn bytes(&self, file: &str, most: u64) -> Result<Option<Vec<u8>>> {
+        let path = self.path.join(file);
+        let length = match std::fs::metadata(&path) {
+            Ok(metadata) => metadata.len(),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(self.bad_file(file, error)),
+        };
+        if length > most {
+            return Err(self.bad_file(file, format!("{length} bytes, at most {most} allowed")));
+        }
+        std::fs::read(&path).map(Some).map_err(|error| self.bad_file(file, error))
+    }
+
+    /// A text of tokenizer_config.json.
+    pub(crate) fn text(&self, name: &str) -> Result<Option<String>> {
+        let config: Option<Value> = self.parse("tokenizer_config.json")?;
+        Ok(config.and_then(|config| Some(config.get(name)?.as_str()?.to_owned())))
+    }
+
     /// A flag of tokenizer_config.json.
     pub(crate) fn flag(&self, name: &str) -> Result<Option<bool>> {
         let config: Option<Value> = self.parse("tokenizer_config.json")?;

@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use imprompt_text::{CaptionTokenizer, Cleaning, ClipTokenizer};
+use imprompt_text::{CaptionTokenizer, Cleaning, ClipTokenizer, SiglipTokenizer};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
@@ -182,4 +182,47 @@ fn bert_ids_and_texts_are_equal_without_a_tokenizer_json() {
             assert_eq!(tokenizer.caption(&row.said).unwrap(), row.strip, "{:?}", row.said);
         }
     }
+}
+
+#[derive(Deserialize)]
+struct SiglipRow {
+    t: String,
+    ids: Vec<u32>,
+}
+
+fn siglip_rows(name: &str, folder: &str) {
+    let goldens = goldens("../siglip");
+    let tokenizer = SiglipTokenizer::load(&goldens.join(folder), 16).unwrap();
+    let rows: Vec<SiglipRow> = rows(&format!("../siglip/{name}"));
+    let cases = rows.iter().map(|row| {
+        let tokens = tokenizer.tokens(&row.t).unwrap();
+        assert_eq!(tokens.truncated, tokenizer.encode(&row.t).unwrap().len() > 16);
+        (&*row.t, tokens.ids, row.ids.clone())
+    });
+    compare(name, 750, cases);
+}
+
+#[test]
+fn siglip_rows_are_equal() {
+    siglip_rows("tokens-spiece.jsonl", "siglip");
+}
+
+#[test]
+fn siglip_2_rows_are_equal() {
+    siglip_rows("tokens-gemma.jsonl", "siglip2");
+}
+
+#[test]
+fn a_siglip_folder_without_a_tokenizer_says_what_is_missing() {
+    let folder = tempfile::tempdir().unwrap();
+    let load = || SiglipTokenizer::load(folder.path(), 64).map(|_| ()).unwrap_err();
+    assert!(load().message().contains("neither spiece.model nor tokenizer.json"), "{}", load());
+    std::fs::write(folder.path().join("spiece.model"), b"not a model").unwrap();
+    assert!(load().message().contains("spiece.model"), "{}", load());
+    std::fs::copy(goldens("../siglip/siglip/spiece.model"), folder.path().join("spiece.model"))
+        .unwrap();
+    let tokenizer = SiglipTokenizer::load(folder.path(), 64).unwrap();
+    assert_eq!((tokenizer.tokens("").unwrap().ids, tokenizer.vocab_size()), (vec![1; 64], 600));
+    let one_slot = SiglipTokenizer::load(folder.path(), 1).map(|_| ()).unwrap_err();
+    assert!(one_slot.message().contains("1 slots"), "{one_slot}");
 }

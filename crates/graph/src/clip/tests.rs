@@ -3,7 +3,10 @@ use std::path::PathBuf;
 use imprompt_error::Kind;
 use serde_json::{Map, Value, json};
 
+use super::config::{TOP_KEYS, TOWER_KEYS};
 use super::*;
+use crate::builder::Activation;
+use crate::config::{DESCRIPTIVE_KEYS, GENERATION_KEYS, TRAINING_KEYS};
 
 fn golden(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../goldens/clip").join(name)

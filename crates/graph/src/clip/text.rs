@@ -19,8 +19,9 @@
 
 use imprompt_error::Result;
 
-use super::{ClipConfig, Layer, Rows, Tower};
-use crate::builder::{Graph, GraphBuilder, LinearWeights, Type, Value};
+use super::layers::{Layer, Rows};
+use super::{ClipConfig, Tower};
+use crate::builder::{Graph, GraphBuilder, Type, Value};
 use crate::weights::WeightIndex;
 
 /// Writes it.
@@ -66,13 +67,7 @@ pub fn graph(config: &ClipConfig, weights: &WeightIndex) -> Result<Graph> {
     graph.set_scope("text_projection");
     let name = "text_model.final_layer_norm";
     let pooled = graph.layer_norm(&states, name, tower.width, tower.epsilon)?;
-    let projection = LinearWeights {
-        name: "text_projection",
-        input: tower.width,
-        output: config.projection_dim,
-        bias: false,
-    };
-    let embeds = graph.linear(&pooled, projection)?;
+    let embeds = config.project(&mut graph, &pooled, "text_projection", tower.width)?;
     let embeds = graph.l2_normalize(&embeds);
     let shape = ["batch".into(), config.projection_dim.into()];
     graph.output(&embeds, "text_embeds", Type::F32, &shape);

@@ -10,7 +10,8 @@
 
 use imprompt_error::Result;
 
-use super::{ClipConfig, Layer, Rows};
+use super::ClipConfig;
+use super::layers::Encoder;
 use crate::builder::{Graph, GraphBuilder, LinearWeights, Type, Value};
 use crate::weights::WeightIndex;
 
@@ -32,42 +33,14 @@ pub fn graph(config: &ClipConfig, weights: &WeightIndex) -> Result<Graph> {
     // [batch * tokens, width] from here on: every linear layer is one product.
     states = graph.reshape(&states, &[-1, tower.width as i64]);
 
-    let batch = graph.dim(&pixel_values, 0);
-    let batches = graph.arange(&batch);
-    let row_length = graph.int(tokens as i64);
-    let class_rows = graph.mul(&batches, &row_length);
-    for index in 0..tower.layers {
-        let name = format!("vision_model.encoder.layers.{index}");
-        graph.set_scope(&name);
-        let layer = Layer { tower, name };
-        let last = index + 1 == tower.layers;
-        let rows = Rows { all: &states, kept: last.then_some(&class_rows) };
-        let [query, key, value] = layer.projections(&mut graph, &rows)?;
-        let queries = if last { 1 } else { tokens };
-        let mut heads = |data: &Value, length: usize| {
-            let shape = [-1, length as i64, tower.heads as i64, tower.head_dim() as i64];
-            let parted = graph.reshape(data, &shape);
-            graph.transpose(&parted, &[0, 2, 1, 3])
-        };
-        let parts = [heads(&query, queries), heads(&key, tokens), heads(&value, tokens)];
-        let scale = 1.0 / (tower.head_dim() as f32).sqrt();
-        let [query, key, value] = &parts;
-        let attended = graph.attention_decomposed([query, key, value], None, scale);
-        let attended = graph.transpose(&attended, &[0, 2, 1, 3]);
-        let attended = graph.reshape(&attended, &[-1, tower.width as i64]);
-        states = layer.finish(&mut graph, &rows, &attended)?;
-    }
+    let encoder = Encoder { tower, prefix: "vision_model", length: tokens };
+    let class_rows = encoder.first_rows(&mut graph, &pixel_values);
+    states = encoder.write(&mut graph, states, Some(&class_rows))?;
 
     graph.set_scope("visual_projection");
     let name = "vision_model.post_layernorm";
     let pooled = graph.layer_norm(&states, name, tower.width, tower.epsilon)?;
-    let projection = LinearWeights {
-        name: "visual_projection",
-        input: tower.width,
-        output: config.projection_dim,
-        bias: false,
-    };
-    let embeds = graph.linear(&pooled, projection)?;
+    let embeds = config.project(&mut graph, &pooled, "visual_projection", tower.width)?;
     let embeds = graph.l2_normalize(&embeds);
     let shape = ["batch".into(), config.projection_dim.into()];
     graph.output(&embeds, "image_embeds", Type::F32, &shape);

@@ -82,6 +82,8 @@ pub struct WeightIndex {
     folder: PathBuf,
     tensors: BTreeMap<String, Weight>,
     unusable: BTreeMap<String, Unusable>,
+    /// What the file calls a tensor that was given another name, for messages.
+    stored_as: BTreeMap<String, String>,
 }
 
 /// A tensor that cannot be used where it lies. It is an error only for one who asks for it:
@@ -231,10 +233,58 @@ impl WeightIndex {
             return Ok(weight);
         }
         Err(Error::bad_model(format!(
-            "{}: tensor {name} has shape {:?}, config.json asks for {shape:?}",
+            "{}: tensor {} has shape {:?}, the configuration asks for {shape:?}",
             self.folder.join(&weight.file).display(),
+            self.stored_name(name),
             weight.shape
         )))
+    }
+
+    /// What the file calls the tensor `name`.
+    fn stored_name<'n>(&'n self, name: &'n str) -> &'n str {
+        self.stored_as.get(name).map_or(name, String::as_str)
+    }
+
+    /// Gives the tensor that the file calls `stored` the further name `name`,
+    /// by which a graph knows it.
+    ///
+    /// # Errors
+    /// `BadModel` when there is no tensor `stored`.
+    pub fn alias(&mut self, stored: &str, name: &str) -> Result<()> {
+        let weight = self.get(stored)?.clone();
+        self.stored_as.insert(name.to_owned(), stored.to_owned());
+        self.tensors.insert(name.to_owned(), weight);
+        Ok(())
+    }
+
+    /// The rows of the tensor that the file calls `stored` in equal parts, each
+    /// a tensor of its own under one of `names`: rows lie one after the other,
+    /// so a part is a place in the file like any other.
+    ///
+    /// # Errors
+    /// `BadModel` when there is no tensor `stored`, or its rows cannot be parted so.
+    pub fn split_rows(&mut self, stored: &str, names: &[String]) -> Result<()> {
+        let whole = self.get(stored)?.clone();
+        let parts = names.len().max(1) as u64;
+        let rows = whole.shape.first().copied().filter(|rows| rows.is_multiple_of(parts));
+        let Some(rows) = rows.map(|rows| rows / parts) else {
+            return Err(Error::bad_model(format!(
+                "{}: tensor {stored} has shape {:?}, whose rows are no {parts} equal parts",
+                self.folder.join(&whole.file).display(),
+                whole.shape
+            )));
+        };
+        let length = whole.length / parts;
+        for (index, name) in (0..parts).zip(names) {
+            let mut part = whole.clone();
+            part.shape[0] = rows;
+            part.offset += index * length;
+            part.length = length;
+            let label = format!("{stored} (part {} of {parts})", index + 1);
+            self.stored_as.insert(name.clone(), label);
+            self.tensors.insert(name.clone(), part);
+        }
+        Ok(())
     }
 
     /// The elements of the small tensor `name`, widened to float32.

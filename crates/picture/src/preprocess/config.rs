@@ -1,4 +1,7 @@
-//! `preprocessor_config.json` as transformers writes it, old and new styles.
+//! `preprocessor_config.json` as transformers writes it, old and new styles, and
+//! open_clip's `preprocess_cfg`.
+
+mod open_clip;
 
 use super::{CropRule, Preprocessor, Resize};
 use crate::resize::Filter;
@@ -13,12 +16,14 @@ enum Processor {
     Clip,
     /// Both sides at once, no crop.
     Blip,
+    /// The same with other defaults.
+    Siglip,
 }
 
 impl Processor {
     /// The newer names with `Fast` are the same steps on another resize code; their models were
     /// trained with Pillow's, which is what is done here.
-    const NAMES: [(&'static str, Processor); 8] = [
+    const NAMES: [(&'static str, Processor); 10] = [
         ("CLIPImageProcessor", Processor::Clip),
         ("CLIPImageProcessorFast", Processor::Clip),
         ("CLIPFeatureExtractor", Processor::Clip),
@@ -27,10 +32,26 @@ impl Processor {
         ("BlipImageProcessor", Processor::Blip),
         ("BlipImageProcessorFast", Processor::Blip),
         ("BlipFeatureExtractor", Processor::Blip),
+        ("SiglipImageProcessor", Processor::Siglip),
+        ("SiglipImageProcessorFast", Processor::Siglip),
     ];
 
     fn named(name: &str) -> Option<Self> {
         Self::NAMES.iter().find(|(known, _)| *known == name).map(|(_, processor)| *processor)
+    }
+
+    fn crops(self) -> bool {
+        self == Processor::Clip
+    }
+
+    /// Mean and standard deviation where the file has none.
+    fn statistics(self) -> (PerChannel, PerChannel) {
+        match self {
+            Processor::Clip | Processor::Blip => {
+                (PerChannel::Three(OPENAI_CLIP_MEAN), PerChannel::Three(OPENAI_CLIP_STD))
+            }
+            Processor::Siglip => (PerChannel::One(0.5), PerChannel::One(0.5)),
+        }
     }
 }
 
@@ -127,6 +148,9 @@ fn wrong(what: impl Into<String>) -> Error {
 fn parse_object(json: &[u8]) -> Result<Preprocessor> {
     let object: Map<String, Value> =
         serde_json::from_slice(json).map_err(|error| wrong(format!("no JSON object: {error}")))?;
+    if object.contains_key(open_clip::KEY) {
+        return open_clip::parse(object);
+    }
     // A key this code does not know is harmless only when it says nothing.
     let asks = |value: &Value| !matches!(value, Value::Null | Value::Bool(false));
     if let Some((key, _)) =
@@ -157,17 +181,17 @@ impl Config {
         if self.data_format.as_deref().is_some_and(|format| format != "channels_first") {
             return Err(wrong("`data_format` is not channels_first"));
         }
-        let square = self.default_to_square.unwrap_or(processor == Processor::Blip);
+        let square = self.default_to_square.unwrap_or(!processor.crops());
         let resize = if self.do_resize.unwrap_or(true) {
             Some(self.resize(processor, square)?)
         } else {
             None
         };
         let crop = match processor {
-            Processor::Blip if self.do_center_crop == Some(true) => {
-                return Err(wrong("`do_center_crop` is true: BlipImageProcessor does not crop"));
+            Processor::Blip | Processor::Siglip if self.do_center_crop == Some(true) => {
+                return Err(wrong("`do_center_crop` is true: this image processor does not crop"));
             }
-            Processor::Blip => None,
+            Processor::Blip | Processor::Siglip => None,
             Processor::Clip if !self.do_center_crop.unwrap_or(true) => None,
             Processor::Clip => Some(match self.crop_size {
                 None => (224, 224),
@@ -182,7 +206,7 @@ impl Config {
             (Some(size), _) | (None, Some(Resize::Exact(size))) => size,
             _ => return Err(wrong("no crop and no exact size: pictures would differ in size")),
         };
-        let levels = self.levels()?;
+        let levels = self.levels(processor)?;
         Ok(Preprocessor {
             resize,
             crop,
@@ -197,6 +221,7 @@ impl Config {
     fn resize(&self, processor: Processor, square: bool) -> Result<Resize> {
         let resize = match self.size {
             None if processor == Processor::Blip => Resize::Exact((384, 384)),
+            None if processor == Processor::Siglip => Resize::Exact((224, 224)),
             None => Resize::ShortestEdge(224),
             Some(Size::Side(edge)) if square => {
                 Resize::Exact((side("size", edge)?, side("size", edge)?))
@@ -207,15 +232,15 @@ impl Config {
             }
             Some(size) => Resize::Exact(sides("size", size)?),
         };
-        if processor == Processor::Blip && matches!(resize, Resize::ShortestEdge(_)) {
-            return Err(wrong("`size` of a BlipImageProcessor needs height and width"));
+        if !processor.crops() && matches!(resize, Resize::ShortestEdge(_)) {
+            return Err(wrong("`size` of this image processor needs height and width"));
         }
         Ok(resize)
     }
 
     /// Each channel's 256 values, by transformers' own arithmetic: `image * scale` in f64 and
     /// stored as f32 (image_transforms.py `rescale`), then `(image - mean) / std` in f32.
-    fn levels(&self) -> Result<Box<[[f32; 256]; 3]>> {
+    fn levels(&self, processor: Processor) -> Result<Box<[[f32; 256]; 3]>> {
         let rescale = self.do_rescale.unwrap_or(true);
         let normalize = self.do_normalize.unwrap_or(true);
         if normalize && !rescale {
@@ -223,8 +248,9 @@ impl Config {
             return Err(wrong("`do_normalize` without `do_rescale` divides by zero"));
         }
         let factor = self.rescale_factor.unwrap_or(1.0 / 255.0);
-        let mean = self.image_mean.unwrap_or(PerChannel::Three(OPENAI_CLIP_MEAN)).values();
-        let std = self.image_std.unwrap_or(PerChannel::Three(OPENAI_CLIP_STD)).values();
+        let (mean, std) = processor.statistics();
+        let mean = self.image_mean.unwrap_or(mean).values();
+        let std = self.image_std.unwrap_or(std).values();
         let mut levels = Box::new([[0.0; 256]; 3]);
         for (channel, values) in levels.iter_mut().enumerate() {
             for (level, value) in values.iter_mut().enumerate() {
@@ -234,11 +260,17 @@ impl Config {
                 }
             }
         }
-        if levels.iter().flatten().any(|value| !value.is_finite()) {
-            return Err(wrong("`image_std` or another factor gives values that are not finite"));
-        }
-        Ok(levels)
+        check_finite(levels)
     }
+}
+
+fn check_finite(levels: Box<[[f32; 256]; 3]>) -> Result<Box<[[f32; 256]; 3]>> {
+    if levels.iter().flatten().any(|value| !value.is_finite()) {
+        return Err(wrong(
+            "the standard deviation or another factor gives values that are not finite",
+        ));
+    }
+    Ok(levels)
 }
 
 /// A side of a model's input: far above any checkpoint, far below trouble.

@@ -77,7 +77,9 @@ struct Side {
 impl Preprocessor {
     /// Reads a `preprocessor_config.json` with `image_processor_type` (or the older
     /// `feature_extractor_type`) CLIPImageProcessor, CLIPFeatureExtractor, BitImageProcessor,
-    /// BlipImageProcessor, or their `Fast` twins; missing keys have transformers' defaults.
+    /// BlipImageProcessor, SiglipImageProcessor, or their `Fast` twins; missing keys have
+    /// transformers' defaults. Or `{"preprocess_cfg": {...}, "image_size": n}`, of which the first
+    /// is open_clip's: it crops as torchvision does.
     ///
     /// # Errors
     /// [`imprompt_error::Kind::BadModel`], naming the key: an unknown processor, a key that may

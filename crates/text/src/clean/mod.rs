@@ -33,7 +33,7 @@ static TERMINAL_ESCAPE: LazyLock<Regex> =
 
 /// Python's `str.isspace` for one character: Unicode's White_Space and the four
 /// ASCII separators.
-fn is_python_space(c: char) -> bool {
+pub(crate) fn is_python_space(c: char) -> bool {
     c.is_whitespace() || ('\x1c'..='\x1f').contains(&c)
 }
 

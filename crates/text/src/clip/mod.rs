@@ -24,10 +24,11 @@ pub enum Cleaning {
     HuggingFace,
 }
 
-/// The token ids of a text, from the start token to the end token.
+/// The row of token ids that a text tower is given for a text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tokens {
-    /// At most the context length of ids; the last is the end token.
+    /// Of CLIP: from the start token to the end token, at most the context
+    /// length of ids. Of SigLIP: exactly the context length of ids, padded.
     pub ids: Vec<u32>,
     /// Whether the text had more tokens than fit.
     pub truncated: bool,
