@@ -73,7 +73,7 @@ fn ask(client: &Client, picture: &[u8], case: &Value) -> String {
     let mut request = InferRequest::new().bytes("image", [1, 1], [picture]).i32(
         "max_new_tokens",
         [1, 1],
-        &[limit],
+        [limit],
     );
     if !case["prompt_ids"].is_null() {
         request = request.bytes("text", [1, 1], [text(&case["prompt_ids"])]);
@@ -81,9 +81,9 @@ fn ask(client: &Client, picture: &[u8], case: &Value) -> String {
     for (key, value) in case["options"].as_object().into_iter().flatten() {
         request = match value.as_i64() {
             Some(whole) if key != "length_penalty" && key != "repetition_penalty" => {
-                request.i32(key, [1, 1], &[whole as i32])
+                request.i32(key, [1, 1], [whole as i32])
             }
-            _ => request.f32(key, [1, 1], &[value.as_f64().unwrap() as f32]),
+            _ => request.f32(key, [1, 1], [value.as_f64().unwrap() as f32]),
         };
     }
     client.infer("caption", &request).unwrap().text("caption").unwrap().to_owned()

@@ -359,7 +359,9 @@ mod tests {
     /// (bucket, how often) runs.
     #[test]
     fn buckets_are_the_references() {
-        let expected: Vec<(usize, usize, bool, Vec<(i64, usize)>)> = vec![
+        // Buckets, the furthest distance, whether both sides count, and the runs.
+        type Expected = (usize, usize, bool, Vec<(i64, usize)>);
+        let expected: Vec<Expected> = vec![
             (
                 32,
                 128,

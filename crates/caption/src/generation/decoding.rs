@@ -45,7 +45,7 @@ struct One {
     /// The context and what was said.
     ids: Vec<u32>,
     remaining: usize,
-    sampler: Option<Sampler>,
+    sampler: Option<Box<Sampler>>,
     eos_token_ids: Vec<u32>,
 }
 
@@ -63,7 +63,7 @@ impl Decoding {
             Kind::One(One {
                 ids: context,
                 remaining: options.max_new_tokens,
-                sampler: options.sampling.map(Sampler::new),
+                sampler: options.sampling.map(Sampler::new).map(Box::new),
                 eos_token_ids: eos_token_ids.to_vec(),
             })
         };
