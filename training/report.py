@@ -38,16 +38,15 @@ Top-1 by training artist, clean: """ + ", ".join(f"{k} {pc(v)}" for k, v in r["b
 out.append("""
 ## The demo pictures
 
-Drawn by noto-v1 (Google, Apache-2.0), an artist neither model ever saw. `strawberry.png` was picked after the training, among the
-noto-v1 pictures which both models get right; it says nothing about how often they do, the table does.
+Drawn by noto-v1 (Google, Apache-2.0), an artist neither model ever saw. The croissant was chosen before any training; `strawberry.png` was
+picked after the first training, among the noto-v1 pictures which both models got right. How often they do says the table.
 """)
 for n in ("croissant.png", "strawberry.png"):
     if n in r:
         c = r[n]
         out.append(f"* `models/{n}`: caption \"{c['caption']}\"; zero-shot over all names: " + ", ".join(f"{k} {v:.3f}" for k, v in c["zero_shot"].items()) + ".")
 out.append("""
-Lengthening a caption with true phrases does not raise the similarity reliably yet (see the cosines in the JSON file); wrong ones
-mostly lower it. One-colour drawings, shown here in black, are the weak spot of the training artists.""")
+A wrong phrase behind a caption lowers the similarity; true ones change it little (see the cosines in the JSON file).""")
 out.append("\n## Training\n")
 for w in ("clip", "blip2"):
     if f"{w} training" in r:
