@@ -122,7 +122,7 @@ fn a_source_that_is_neither_folder_nor_id_is_refused() {
         run.stderr,
         "error: ./nowhere: no such folder, and no known name of a CLIP\n\
          hint: supported: a folder, a hub id of the form OWNER/NAME, or a name that `imprompt models` \
-         lists, of CLIP (vision transformer)\n"
+         lists, of CLIP (vision transformer), SigLIP\n"
     );
     assert!(!out.exists());
 }
