@@ -27,7 +27,7 @@ fn prompts_equal_clip_interrogators() {
     let file: Value = serde_json::from_slice(&file).unwrap();
     let client = server().client();
     let mut equal: BTreeMap<&str, usize> = BTreeMap::new();
-    let (mut near, mut largest) = (0, 0.0_f64);
+    let (mut near, mut fell_otherwise, mut largest) = (0, 0, 0.0_f64);
     for case in file["cases"].as_array().unwrap() {
         let picture = fs::read(goldens().join(case["picture"].as_str().unwrap())).unwrap();
         let mode = case["mode"].as_str().unwrap();
@@ -40,24 +40,25 @@ fn prompts_equal_clip_interrogators() {
         if mode != "negative" {
             assert_eq!(response.text("caption").unwrap(), case["caption"], "{name}");
         }
+        let is_equal = response.text("prompt").unwrap() == case["prompt"];
         if !is_clear(case, &file["near"]) {
             near += 1;
             assert!(difference < 1e-3, "{name}: {difference}");
-            continue;
+            fell_otherwise += usize::from(!is_equal);
+        } else {
+            assert!(is_equal, "{name}: {:?}, not {}", response.text("prompt"), case["prompt"]);
         }
-        assert_eq!(response.text("prompt").unwrap(), case["prompt"], "{name}");
-        assert!(difference < 1e-5, "{name}: {difference}");
-        largest = largest.max(difference);
-        *equal.entry(mode).or_default() += 1;
+        if is_equal {
+            assert!(difference < 1e-5, "{name}: {difference}");
+            largest = largest.max(difference);
+            *equal.entry(mode).or_default() += 1;
+        }
     }
     println!(
-        "equal prompts: {equal:?}; {near} too near to tell; similarities within {largest:.1e}"
+        "equal prompts: {equal:?}; {near} hang on a rounding, {fell_otherwise} of them fell \
+         otherwise; similarities within {largest:.1e}"
     );
     for mode in ["best", "fast", "classic", "negative"] {
-        assert!(
-            equal[mode] >= 20,
-            "{mode}: {} prompts compared, at least 20 are needed",
-            equal[mode]
-        );
+        assert!(equal[mode] >= 20, "{mode}: {} prompts equal, at least 20 are needed", equal[mode]);
     }
 }

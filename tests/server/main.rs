@@ -7,6 +7,7 @@
 mod bad_input;
 mod batches;
 mod cancellation;
+mod clips;
 mod configuration;
 mod ensembles;
 mod families;
