@@ -116,14 +116,15 @@ impl Captioner {
         let decoder = open(DECODER_GRAPH)?;
         check(&facts, vision.as_ref(), decoder.as_ref())
             .map_err(|error| error.context(folder.display()))?;
-        let cache = decoder.new_cache(&cache_spec(&facts, options.slots, max_length))?;
+        let memory_length = memory_length(&facts, options.max_text_positions);
+        let spec = cache_spec(&facts, options.slots, max_length, memory_length);
+        let cache = decoder.new_cache(&spec)?;
         let limits = Limits {
             slots: options.slots,
             max_length,
             vocabulary: facts.vocabulary,
             eos_token_ids: facts.eos_token_ids.clone(),
         };
-        let memory_length = memory_length(&facts, options.max_text_positions);
         let memory_picture = facts.memory.as_ref().map_or(0, |memory| memory.picture_positions);
         Ok(Captioner {
             facts,

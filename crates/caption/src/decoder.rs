@@ -299,11 +299,16 @@ impl<'c, 'p> DecoderModel<'c, 'p> {
     }
 }
 
-/// The cache that a decoder of `facts` needs: slots of `max_length` positions
-/// and, where the memory holds a text, of as many tokens of it.
-pub(crate) fn cache_spec(facts: &CaptionFacts, slots: usize, max_length: usize) -> CacheSpec {
+/// The cache that a decoder of `facts` needs: slots of `max_length` positions,
+/// and of `memory_length` in the memory, where there is one.
+pub(crate) fn cache_spec(
+    facts: &CaptionFacts,
+    slots: usize,
+    max_length: usize,
+    memory_length: usize,
+) -> CacheSpec {
     let spec = CacheSpec::decoder(facts.layers, facts.heads, facts.head_dim, slots, max_length);
-    match memory_length(facts, max_length) {
+    match memory_length {
         0 => spec,
         length => spec.with_memory(facts.layers, facts.heads, facts.head_dim, length),
     }

@@ -4,7 +4,7 @@
 //! Reference: `BlipTextModel` (`models/blip/modeling_blip_text.py`) and
 //! `GitModel` (`models/git/modeling_git.py`) of transformers 4.33.1.
 
-use imprompt_error::{Error, Result};
+use imprompt_error::Result;
 use serde_json::json;
 
 use crate::builder::{Activation, GraphBuilder, LinearWeights, Type, Value};
@@ -52,14 +52,7 @@ impl Bert {
             )?,
             epsilon: config.number("layer_norm_eps", f64::from(defaults.epsilon))? as f32,
         };
-        if !bert.hidden_size.is_multiple_of(bert.heads) {
-            return Err(Error::bad_model(format!(
-                "{}: hidden_size {} is no multiple of num_attention_heads {}",
-                config.path(),
-                bert.hidden_size,
-                bert.heads
-            )));
-        }
+        config.check_heads(bert.hidden_size, bert.heads)?;
         Ok(bert)
     }
 

@@ -3,7 +3,7 @@
 //! reads the queries as if they were words.
 
 use imprompt_error::{Error, Result};
-use serde_json::{Map, json};
+use serde_json::json;
 
 use crate::blip::BlipVision;
 use crate::builder::GraphBuilder;
@@ -60,11 +60,7 @@ impl Blip2 {
     /// `Unsupported` naming a key that this build does not do, `BadModel` naming
     /// one that is malformed.
     pub fn from_config(config: &Section) -> Result<Self> {
-        let section = |key: &str| -> Result<Section> {
-            let empty = || Section::new(&format!("{}: {key}", config.path()), Map::new());
-            Ok(config.section(key)?.unwrap_or_else(empty))
-        };
-        let text_config = section("text_config")?;
+        let text_config = config.section_or_empty("text_config")?;
         let mut generation = GenerationFacts::default();
         generation.read(&text_config)?;
         // The reference's default is OPT, too.
@@ -80,10 +76,13 @@ impl Blip2 {
         };
         let decoder_only = matches!(text, LanguageModel::Opt(_));
         config.only("use_decoder_only_language_model", &[json!(decoder_only)])?;
-        let vision = BlipVision::of_blip2(&section("vision_config")?, "blip_2_vision_model")?;
+        let vision = BlipVision::of_blip2(&config.section_or_empty("vision_config")?)?;
         let query_tokens = config.size("num_query_tokens", 32)?;
-        let qformer =
-            QFormer::from_config(&section("qformer_config")?, query_tokens, vision.hidden_size)?;
+        let qformer = QFormer::from_config(
+            &config.section_or_empty("qformer_config")?,
+            query_tokens,
+            vision.hidden_size,
+        )?;
         // Where newer processors leave room for the queries in the token ids:
         // here they are put in front directly, which is the same sequence. The
         // other two are overwritten by text_config's in the reference.

@@ -167,6 +167,61 @@ impl Section {
         }
     }
 
+    /// The object under `key`, an empty one where it is absent.
+    ///
+    /// # Errors
+    /// `BadModel` when it is something else.
+    pub fn section_or_empty(&self, key: &str) -> Result<Section> {
+        let empty = || Section::new(&format!("{}: {key}", self.path), Map::new());
+        Ok(self.section(key)?.unwrap_or_else(empty))
+    }
+
+    /// Refuses heads that do not share a width evenly.
+    ///
+    /// # Errors
+    /// `BadModel` with both numbers.
+    pub fn check_heads(&self, hidden_size: usize, heads: usize) -> Result<()> {
+        if hidden_size.is_multiple_of(heads) {
+            return Ok(());
+        }
+        Err(Error::bad_model(format!(
+            "{}: hidden_size {hidden_size} is no multiple of num_attention_heads {heads}",
+            self.path
+        )))
+    }
+
+    /// Refuses a picture without a patch.
+    ///
+    /// # Errors
+    /// `BadModel` with both numbers.
+    pub fn check_patch(&self, patch_size: usize, image_size: usize) -> Result<()> {
+        if patch_size <= image_size {
+            return Ok(());
+        }
+        Err(Error::bad_model(format!(
+            "{}: patch_size {patch_size} is larger than image_size {image_size}",
+            self.path
+        )))
+    }
+
+    /// Refuses token ids that a vocabulary of this size does not have.
+    ///
+    /// # Errors
+    /// `BadModel` naming the first of them.
+    pub fn check_token_ids<'i>(
+        &self,
+        ids: impl IntoIterator<Item = &'i u32>,
+        vocabulary: usize,
+    ) -> Result<()> {
+        match ids.into_iter().find(|id| **id as usize >= vocabulary) {
+            None => Ok(()),
+            Some(id) => Err(Error::bad_model(format!(
+                "{}: token id {id} is not below vocab_size {vocabulary}",
+                self.path
+            ))),
+        }
+    }
+
     /// A length or count.
     ///
     /// # Errors

@@ -4,7 +4,7 @@
 //! Inputs and outputs: [`crate::decoder`]. The width of `picture_embeds` is
 //! `word_embed_proj_dim`.
 
-use imprompt_error::{Error, Result};
+use imprompt_error::Result;
 use serde_json::json;
 
 use crate::builder::{Activation, Attribute, Dim, GraphBuilder, LinearWeights, Type, Value};
@@ -84,25 +84,15 @@ impl Opt {
             bos_token_id: config.index("bos_token_id", 2)?,
             eos_token_ids: config.token_ids("eos_token_id", 2)?,
         };
-        let wrong = |what: String| Err(Error::bad_model(format!("{}: {what}", config.path())));
-        if !hidden_size.is_multiple_of(opt.heads) {
-            return wrong(format!(
-                "hidden_size {hidden_size} is no multiple of num_attention_heads {}",
-                opt.heads
-            ));
-        }
-        if let Some(id) = std::iter::once(&opt.bos_token_id)
-            .chain(&opt.eos_token_ids)
-            .find(|id| **id as usize >= opt.vocabulary)
-        {
-            return wrong(format!("token id {id} is not below vocab_size {}", opt.vocabulary));
-        }
+        config.check_heads(hidden_size, opt.heads)?;
+        let ids = std::iter::once(&opt.bos_token_id).chain(&opt.eos_token_ids);
+        config.check_token_ids(ids, opt.vocabulary)?;
         let harmless = ["activation_dropout", "init_std", "use_cache", "_remove_final_layer_norm"];
         config.finish(&[DESCRIPTIVE_KEYS, TRAINING_KEYS, GENERATION_KEYS, &harmless])?;
         Ok(opt)
     }
 
-    /// Writes the graph described above. `prefix` is what the tensors' names
+    /// Writes the graph that [`crate::decoder`] describes. `prefix` is what the tensors' names
     /// start with.
     ///
     /// # Errors

@@ -1,7 +1,7 @@
 //! The Q-Former of BLIP-2 (`Blip2QFormerModel`): learned queries that attend to
 //! one another and, in some layers, to the picture.
 
-use imprompt_error::{Error, Result};
+use imprompt_error::Result;
 use serde_json::json;
 
 use crate::builder::{Activation, AttentionHeads, Dim, GraphBuilder, LinearWeights, Type, Value};
@@ -60,14 +60,7 @@ impl QFormer {
             )?,
             epsilon: config.number("layer_norm_eps", 1e-12)? as f32,
         };
-        if !qformer.hidden_size.is_multiple_of(qformer.heads) {
-            return Err(Error::bad_model(format!(
-                "{}: hidden_size {} is no multiple of num_attention_heads {}",
-                config.path(),
-                qformer.hidden_size,
-                qformer.heads
-            )));
-        }
+        config.check_heads(qformer.hidden_size, qformer.heads)?;
         // The text half of the Q-Former takes no part in captioning.
         let text_half = [
             "classifier_dropout",

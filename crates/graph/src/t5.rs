@@ -101,11 +101,7 @@ impl T5 {
             )));
         }
         let ids = t5.bos_token_id.iter().chain(&t5.eos_token_ids);
-        if let Some(id) =
-            ids.chain([&t5.decoder_start_token_id]).find(|id| **id as usize >= t5.vocabulary)
-        {
-            return Err(wrong(format!("token id {id} is not below vocab_size {}", t5.vocabulary)));
-        }
+        config.check_token_ids(ids.chain([&t5.decoder_start_token_id]), t5.vocabulary)?;
         let harmless = [
             "classifier_dropout",
             // Both follow from feed_forward_proj.
@@ -163,11 +159,8 @@ impl T5 {
         for layer in 0..self.encoder_layers {
             g.set_scope(&format!("encoder.{layer}"));
             let block = format!("{prefix}.encoder.block.{layer}");
-            let name = format!("{block}.layer.0");
-            let normed = self.norm(g, &format!("{name}.layer_norm"), &rows)?;
-            let attention = format!("{name}.SelfAttention");
-            let mut project = |part| self.project(g, &attention, part, &normed);
-            let (query, key, value) = (project("q")?, project("k")?, project("v")?);
+            let attention = format!("{block}.layer.0.SelfAttention");
+            let [query, key, value] = self.projections(g, &block, &rows)?;
             let sides = [&query, &key, &value].map(|side| (side, [&batch, &count]));
             let context = self.heads().attend_rows(g, sides, Some(&mask));
             rows = self.out(g, &attention, &rows, &context)?;
@@ -204,11 +197,8 @@ impl T5 {
         for layer in 0..self.decoder_layers {
             g.set_scope(&format!("decoder.{layer}"));
             let block = format!("{prefix}.decoder.block.{layer}");
-            let name = format!("{block}.layer.0");
-            let normed = self.norm(g, &format!("{name}.layer_norm"), &rows)?;
-            let attention = format!("{name}.SelfAttention");
-            let mut project = |part| self.project(g, &attention, part, &normed);
-            let (query, key, value) = (project("q")?, project("k")?, project("v")?);
+            let attention = format!("{block}.layer.0.SelfAttention");
+            let [query, key, value] = self.projections(g, &block, &rows)?;
             let context = step.attend(g, layer, [&query, &key, &value]);
             rows = self.out(g, &attention, &rows, &context)?;
 
@@ -281,6 +271,19 @@ impl T5 {
         let root = g.node("Sqrt", &[&raised], &[]);
         let normed = g.div(rows, &root);
         Ok(g.mul(&weight, &normed))
+    }
+
+    /// Queries, keys and values of the self attention of `block`.
+    fn projections(
+        &self,
+        g: &mut GraphBuilder<'_>,
+        block: &str,
+        rows: &Value,
+    ) -> Result<[Value; 3]> {
+        let name = format!("{block}.layer.0");
+        let normed = self.norm(g, &format!("{name}.layer_norm"), rows)?;
+        let mut one = |part| self.project(g, &format!("{name}.SelfAttention"), part, &normed);
+        Ok([one("q")?, one("k")?, one("v")?])
     }
 
     fn project(

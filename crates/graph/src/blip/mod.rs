@@ -6,7 +6,7 @@
 mod vision;
 
 use imprompt_error::{Error, Result};
-use serde_json::{Map, json};
+use serde_json::json;
 
 use crate::bert::Bert;
 use crate::builder::{Activation, Dim, Graph, GraphBuilder, LinearWeights, Type, Value};
@@ -55,12 +55,8 @@ impl Blip {
         let answers = config
             .get("architectures")
             .is_some_and(|names| *names == json!(["BlipForQuestionAnswering"]));
-        let section = |key: &str| -> Result<Section> {
-            let empty = || Section::new(&format!("{}: {key}", config.path()), Map::new());
-            Ok(config.section(key)?.unwrap_or_else(empty))
-        };
-        let vision = BlipVision::of_blip(&section("vision_config")?)?;
-        let text_config = section("text_config")?;
+        let vision = BlipVision::of_blip(&config.section_or_empty("vision_config")?)?;
+        let text_config = config.section_or_empty("text_config")?;
         text_config.only("model_type", &[json!("blip_text_model")])?;
         text_config.only("is_decoder", &[json!(true)])?;
         let text = Bert::read(
@@ -86,18 +82,16 @@ impl Blip {
             text,
             answers,
         };
-        let wrong = |what: String| Err(Error::bad_model(format!("{}: {what}", config.path())));
-        for id in [blip.bos_token_id, blip.sep_token_id] {
-            if id as usize >= blip.text.vocabulary {
-                let size = blip.text.vocabulary;
-                return wrong(format!("text_config: token id {id} is not below vocab_size {size}"));
-            }
-        }
+        text_config
+            .check_token_ids(&[blip.bos_token_id, blip.sep_token_id], blip.text.vocabulary)?;
         if answers && blip.text.hidden_size != blip.vision.hidden_size {
-            return wrong(format!(
-                "the question's states are {} wide and the decoder looks at {} as a picture's are",
-                blip.text.hidden_size, blip.vision.hidden_size
-            ));
+            return Err(Error::bad_model(format!(
+                "{}: the question's states are {} wide and the decoder looks at {} as a picture's \
+                 are",
+                config.path(),
+                blip.text.hidden_size,
+                blip.vision.hidden_size
+            )));
         }
         // As in the reference, the width that cross attention takes is the image
         // encoder's, whatever encoder_hidden_size says.

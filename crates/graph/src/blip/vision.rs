@@ -1,8 +1,7 @@
-//! The image encoder of BLIP, BLIP-2 and InstructBLIP (`BlipVisionModel`,
-//! `Blip2VisionModel`): a pre-norm ViT
-//! whose queries, keys and values come from one matrix.
+//! The image encoder of BLIP and BLIP-2 (`BlipVisionModel`, `Blip2VisionModel`):
+//! a pre-norm ViT whose queries, keys and values come from one matrix.
 
-use imprompt_error::{Error, Result};
+use imprompt_error::Result;
 use serde_json::json;
 
 use crate::builder::{Activation, AttentionHeads, Dim, GraphBuilder, LinearWeights, Type, Value};
@@ -55,13 +54,12 @@ impl BlipVision {
         )
     }
 
-    /// BLIP-2's (and, as `model_type`, InstructBLIP's) `vision_config`, with
-    /// transformers 4.33's defaults.
+    /// BLIP-2's `vision_config`, with transformers 4.33's defaults.
     ///
     /// # Errors
     /// As [`Self::of_blip`].
-    pub fn of_blip2(config: &Section, model_type: &str) -> Result<Self> {
-        config.only("model_type", &[json!(model_type)])?;
+    pub fn of_blip2(config: &Section) -> Result<Self> {
+        config.only("model_type", &[json!("blip_2_vision_model")])?;
         let defaults = BlipVision {
             hidden_size: 1408,
             intermediate_size: 6144,
@@ -70,8 +68,7 @@ impl BlipVision {
             image_size: 224,
             patch_size: 14,
             activation: Activation::Gelu,
-            // The one number that the two configurations have not in common.
-            epsilon: if model_type == "instructblip_vision_model" { 1e-6 } else { 1e-5 },
+            epsilon: 1e-5,
             qkv_bias: true,
         };
         let qkv_bias = config.flag("qkv_bias", true)?;
@@ -94,22 +91,8 @@ impl BlipVision {
             epsilon: config.number("layer_norm_eps", f64::from(defaults.epsilon))? as f32,
             qkv_bias: defaults.qkv_bias,
         };
-        if !vision.hidden_size.is_multiple_of(vision.heads) {
-            return Err(Error::bad_model(format!(
-                "{}: hidden_size {} is no multiple of num_attention_heads {}",
-                config.path(),
-                vision.hidden_size,
-                vision.heads
-            )));
-        }
-        if vision.patch_size > vision.image_size {
-            return Err(Error::bad_model(format!(
-                "{}: patch_size {} is larger than image_size {}",
-                config.path(),
-                vision.patch_size,
-                vision.image_size
-            )));
-        }
+        config.check_heads(vision.hidden_size, vision.heads)?;
+        config.check_patch(vision.patch_size, vision.image_size)?;
         config.finish(&[DESCRIPTIVE_KEYS, TRAINING_KEYS, GENERATION_KEYS, &["projection_dim"]])?;
         Ok(vision)
     }

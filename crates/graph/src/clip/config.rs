@@ -165,20 +165,9 @@ impl ClipConfig {
         self.image_size = section.size("image_size", defaults.image_size)?;
         self.patch_size = section.size("patch_size", defaults.patch_size)?;
         self.channels = section.size("num_channels", defaults.channels)?;
-        check_patch(section, self.patch_size, self.image_size)?;
+        section.check_patch(self.patch_size, self.image_size)?;
         section.finish(&[DESCRIPTIVE_KEYS, TRAINING_KEYS, GENERATION_KEYS, TOWER_KEYS])
     }
-}
-
-/// Refuses a picture without a patch.
-pub(super) fn check_patch(section: &Section, patch_size: usize, image_size: usize) -> Result<()> {
-    if patch_size > image_size {
-        return Err(Error::bad_model(format!(
-            "{}: patch_size {patch_size} is larger than image_size {image_size}",
-            section.path()
-        )));
-    }
-    Ok(())
 }
 
 /// The value `logit_scale` starts training from.

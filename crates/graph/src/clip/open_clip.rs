@@ -14,7 +14,7 @@ use imprompt_error::{Error, Kind, Result};
 use serde_json::{Value, json};
 
 use super::EosRule;
-use super::config::{ClipConfig, Projection, Tower, check_patch};
+use super::config::{ClipConfig, Projection, Tower};
 use crate::builder::Activation;
 use crate::config::Section;
 use crate::weights::WeightIndex;
@@ -133,7 +133,7 @@ fn read_vision(section: &Section, activation: Activation) -> Result<(Tower, usiz
     check_heads(section, &tower)?;
     let (image_size, patch_size) =
         (square(section, "image_size", 224)?, square(section, "patch_size", 16)?);
-    check_patch(section, patch_size, image_size)?;
+    section.check_patch(patch_size, image_size)?;
     Ok((tower, image_size, patch_size))
 }
 

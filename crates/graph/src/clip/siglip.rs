@@ -24,7 +24,7 @@ use std::path::Path;
 use imprompt_error::{Error, Result};
 use serde_json::json;
 
-use super::config::{TOP_KEYS, TOWER_KEYS, Tower, check_patch};
+use super::config::{TOP_KEYS, TOWER_KEYS, Tower};
 use super::layers::{Encoder, attend, feed_forward, linear};
 use super::{ClipFacts, ClipFamily, ClipGraphs, EosRule, Probability, logit_scale, scalar};
 use crate::builder::{Activation, Graph, GraphBuilder, LinearWeights, Type, Value};
@@ -108,7 +108,7 @@ impl SiglipConfig {
                 this.vision.width
             )));
         }
-        check_patch(&vision, this.patch_size, this.image_size)?;
+        vision.check_patch(this.patch_size, this.image_size)?;
         let harmless = &[DESCRIPTIVE_KEYS, TRAINING_KEYS, GENERATION_KEYS, TOWER_KEYS];
         text.finish(harmless)?;
         vision.finish(harmless)?;

@@ -3,8 +3,8 @@
 
 mod vision;
 
-use imprompt_error::{Error, Result};
-use serde_json::{Map, json};
+use imprompt_error::Result;
+use serde_json::json;
 
 use crate::bert::Bert;
 use crate::builder::{Activation, Dim, Graph, GraphBuilder, LinearWeights, Type};
@@ -43,9 +43,7 @@ impl Git {
         config.only("architectures", &[json!(["GitForCausalLM"])])?;
         // A video's frames have embeddings of their own.
         config.only("num_image_with_embedding", &[])?;
-        let empty = || Section::new(&format!("{}: vision_config", config.path()), Map::new());
-        let section = config.section("vision_config")?.unwrap_or_else(empty);
-        let vision = GitVision::from_config(&section)?;
+        let vision = GitVision::from_config(&config.section_or_empty("vision_config")?)?;
         let text = Bert::read(
             config,
             &Bert {
@@ -68,14 +66,8 @@ impl Git {
             bos_token_id: config.index("bos_token_id", 101)?,
             eos_token_ids: config.token_ids("eos_token_id", 102)?,
         };
-        let mut ids = std::iter::once(&git.bos_token_id).chain(&git.eos_token_ids);
-        if let Some(id) = ids.find(|id| **id as usize >= git.text.vocabulary) {
-            return Err(Error::bad_model(format!(
-                "{}: token id {id} is not below vocab_size {}",
-                config.path(),
-                git.text.vocabulary
-            )));
-        }
+        let ids = std::iter::once(&git.bos_token_id).chain(&git.eos_token_ids);
+        config.check_token_ids(ids, git.text.vocabulary)?;
         config.finish(&[DESCRIPTIVE_KEYS, TRAINING_KEYS, GENERATION_KEYS, &["use_cache"]])?;
         Ok(git)
     }

@@ -1,7 +1,7 @@
 //! The image encoder of GIT (`GitVisionModel`): CLIP's, all of whose patches are
 //! read after the last norm.
 
-use imprompt_error::{Error, Result};
+use imprompt_error::Result;
 use serde_json::json;
 
 use crate::builder::{Activation, Dim, GraphBuilder, LinearWeights, Type, Value};
@@ -42,14 +42,7 @@ impl GitVision {
             image_size: config.size("image_size", 224)?,
             patch_size: config.size("patch_size", 16)?,
         };
-        if vision.patch_size > vision.image_size {
-            return Err(Error::bad_model(format!(
-                "{}: patch_size {} is larger than image_size {}",
-                config.path(),
-                vision.patch_size,
-                vision.image_size
-            )));
-        }
+        config.check_patch(vision.patch_size, vision.image_size)?;
         config.finish(&[DESCRIPTIVE_KEYS, TRAINING_KEYS, GENERATION_KEYS, &["projection_dim"]])?;
         Ok(vision)
     }
