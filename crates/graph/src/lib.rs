@@ -24,7 +24,6 @@ pub mod family;
 mod generation;
 pub mod git;
 pub mod opt;
-mod proto;
 pub mod qformer;
 pub mod t5;
 pub mod weights;
