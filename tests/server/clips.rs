@@ -55,6 +55,7 @@ fn open_clip_and_siglip_answer_as_their_references() {
             vocabularies: Vec::new(),
             out: repository.clone(),
             copy: false,
+            precision: imprompt_repository::Precision::default(),
             threads: 1,
             onnxruntime: None,
         };

@@ -113,6 +113,7 @@ fn captions_of_every_family_are_transformers() {
             vocabularies: Vec::new(),
             out: repository.clone(),
             copy: false,
+            precision: imprompt_repository::Precision::default(),
             threads: 1,
             onnxruntime: None,
         };

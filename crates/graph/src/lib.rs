@@ -4,6 +4,7 @@
 //!
 //! * [`weights`]: which tensor lies where in the model's files.
 //! * [`builder`]: nodes, constants and references to weights become a graph.
+//! * [`quantize`]: the same graph over weights in fewer bits.
 //! * [`config`]: `config.json`, with every key accounted for.
 //! * [`family`]: which families of models are known, and which are supported.
 //! * [`clip`]: the two towers of CLIP, of open_clip's CLIP, and of SigLIP.
@@ -25,6 +26,7 @@ mod generation;
 pub mod git;
 pub mod opt;
 pub mod qformer;
+pub mod quantize;
 pub mod t5;
 pub mod weights;
 

@@ -33,7 +33,7 @@ pub enum Queries<'a> {
 }
 
 /// Sequences of a part of the work.
-const SEQUENCES: usize = 8;
+const SEQUENCES: usize = 24;
 
 impl PrefixAttention<'_> {
     /// What the queries see, in their shape: softmax of `query . key / sqrt(head_dim)`, in order
@@ -54,18 +54,25 @@ impl PrefixAttention<'_> {
             Queries::All(rows) => rows,
             Queries::Pooled(rows, places) => {
                 assert_eq!(places.len(), sequences, "an index for each sequence");
-                assert!(places.iter().all(|&at| usize::try_from(at).is_ok_and(|at| at < self.length)));
+                assert!(
+                    places.iter().all(|&at| usize::try_from(at).is_ok_and(|at| at < self.length))
+                );
                 rows
             }
         };
         let wanted = if matches!(queries, Queries::All(_)) { tokens } else { sequences };
-        assert_eq!((rows.len(), out.len()), (wanted * width, wanted * width), "queries and results");
+        assert_eq!(
+            (rows.len(), out.len()),
+            (wanted * width, wanted * width),
+            "queries and results"
+        );
         let out = Out { start: out.as_mut_ptr(), outputs: width, rows: wanted };
         let groups = sequences.div_ceil(SEQUENCES);
         // Heads are parts of their own, so that one long sequence is shared out too.
         parallel.run(groups * self.heads, &|part| {
             let (group, head) = (part / self.heads, part % self.heads);
             let mut scores = Vec::new();
+            let prefix = Prefix::new(self, head);
             for sequence in group * SEQUENCES..sequences.min((group + 1) * SEQUENCES) {
                 let range = match queries {
                     Queries::All(_) => 0..self.length,
@@ -84,7 +91,7 @@ impl PrefixAttention<'_> {
                     // SAFETY: each part has a head of its sequences.
                     let seen = unsafe { out.part(row, columns) };
                     let own = sequence * self.length..sequence * self.length + place + 1;
-                    self.see(head, query, own, &mut scores, seen);
+                    self.see((head, &prefix), query, own, &mut scores, seen);
                 }
             }
         });
@@ -93,42 +100,65 @@ impl PrefixAttention<'_> {
     /// One query's view of the prefix and of the tokens `own`.
     fn see(
         &self,
-        head: usize,
+        (head, prefix): (usize, &Prefix<'_>),
         query: &[f32],
         own: std::ops::Range<usize>,
         scores: &mut Vec<f32>,
         seen: &mut [f32],
     ) {
         let (dim, width) = (self.head_dim, self.heads * self.head_dim);
-        let size = self.prefix_keys.len() / self.heads;
-        let of_prefix = head * size..(head + 1) * size;
         let own = own.start * width + head * dim..own.end * width;
-        let keys = [
-            Strided { rows: &self.prefix_keys[of_prefix.clone()], stride: dim, dim },
-            Strided { rows: &self.keys[own.clone()], stride: width, dim },
-        ];
-        let values = [
-            Strided { rows: &self.prefix_values[of_prefix], stride: dim, dim },
-            Strided { rows: &self.values[own], stride: width, dim },
-        ];
+        let keys = Strided { rows: &self.keys[own.clone()], stride: width, dim };
+        let values = Strided { rows: &self.values[own], stride: width, dim };
         let scale = 1.0 / (dim as f32).sqrt();
         scores.clear();
         #[cfg(target_arch = "x86_64")]
         if crate::is_supported() {
             // SAFETY: the processor has the features.
-            unsafe { vectors::see((query, scale), keys, values, scores, seen) };
+            unsafe { vectors::see((query, scale), prefix, (keys, values), scores, seen) };
             return;
         }
-        for key in keys.iter().flat_map(|keys| keys.iter()) {
+        let prefix_keys = Strided { rows: prefix.keys, stride: dim, dim };
+        for key in prefix_keys.iter().chain(keys.iter()) {
             scores.push(scale * query.iter().zip(key).map(|(q, k)| q * k).sum::<f32>());
         }
         let highest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         scores.iter_mut().for_each(|score| *score = (*score - highest).exp());
         let sum: f32 = scores.iter().sum();
         seen.fill(0.0);
-        for (weight, value) in scores.iter().zip(values.iter().flat_map(|values| values.iter())) {
+        for (weight, value) in scores.iter().zip(prefix.values.iter().chain(values.iter())) {
             seen.iter_mut().zip(value).for_each(|(seen, value)| *seen += weight / sum * value);
         }
+    }
+}
+
+/// A head's part of the prefix.
+struct Prefix<'a> {
+    #[cfg_attr(target_arch = "x86_64", allow(dead_code))]
+    keys: &'a [f32],
+    values: Strided<'a>,
+    /// Tokens of it.
+    length: usize,
+    /// The keys as `[head_dim, padded]`, a multiple of sixteen: a query meets sixteen at once.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+    columns: Vec<f32>,
+}
+
+impl<'a> Prefix<'a> {
+    fn new(attention: &PrefixAttention<'a>, head: usize) -> Self {
+        let dim = attention.head_dim;
+        let size = attention.prefix_keys.len() / attention.heads;
+        let keys = &attention.prefix_keys[head * size..(head + 1) * size];
+        let values = &attention.prefix_values[head * size..(head + 1) * size];
+        let length = size / dim;
+        let padded = length.next_multiple_of(16);
+        let mut columns = vec![0.0; dim * padded];
+        for (place, key) in keys.chunks_exact(dim).enumerate() {
+            for (at, value) in key.iter().enumerate() {
+                columns[at * padded + place] = *value;
+            }
+        }
+        Prefix { keys, values: Strided { rows: values, stride: dim, dim }, length, columns }
     }
 }
 
@@ -151,20 +181,63 @@ impl<'a> Strided<'a> {
 mod vectors {
     use std::arch::x86_64::*;
 
-    use super::Strided;
+    use super::{Prefix, Strided};
     use crate::lanes::{LANES, exp, first};
+
+    /// Scores of the prefix, sixteen of its tokens in each of `N` vectors from `start` on.
+    ///
+    /// # Safety
+    /// `start` has `query.len()` rows of `padded`, of which `16 N` from `start` on are there.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    unsafe fn columns<const N: usize>(
+        query: &[f32],
+        start: *const f32,
+        padded: usize,
+    ) -> [__m512; N] {
+        let mut sums = [_mm512_setzero_ps(); N];
+        let mut row = start;
+        for value in query {
+            let value = _mm512_set1_ps(*value);
+            for (index, sum) in sums.iter_mut().enumerate() {
+                // SAFETY: what the caller promises.
+                let keys = unsafe { _mm512_loadu_ps(row.wrapping_add(index * LANES)) };
+                *sum = _mm512_fmadd_ps(value, keys, *sum);
+            }
+            row = row.wrapping_add(padded);
+        }
+        sums
+    }
 
     /// # Safety
     /// The processor has the features.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
     pub(super) fn see(
         (query, scale): (&[f32], f32),
-        keys: [Strided<'_>; 2],
-        values: [Strided<'_>; 2],
+        prefix: &Prefix<'_>,
+        (keys, own_values): (Strided<'_>, Strided<'_>),
         scores: &mut Vec<f32>,
         seen: &mut [f32],
     ) {
-        for key in keys.into_iter().flat_map(Strided::iter) {
+        let padded = prefix.columns.len() / query.len().max(1);
+        scores.resize(padded, 0.0);
+        for at in (0..padded).step_by(2 * LANES) {
+            let start = prefix.columns.as_ptr().wrapping_add(at);
+            // SAFETY: the columns are `padded` wide, a multiple of sixteen, and so are the scores.
+            unsafe {
+                let out = scores.as_mut_ptr().add(at);
+                if at + LANES < padded {
+                    let [left, right] = columns::<2>(query, start, padded);
+                    _mm512_storeu_ps(out, _mm512_mul_ps(left, _mm512_set1_ps(scale)));
+                    _mm512_storeu_ps(out.add(LANES), _mm512_mul_ps(right, _mm512_set1_ps(scale)));
+                } else {
+                    let [left] = columns::<1>(query, start, padded);
+                    _mm512_storeu_ps(out, _mm512_mul_ps(left, _mm512_set1_ps(scale)));
+                }
+            }
+        }
+        scores.truncate(prefix.length);
+        for key in keys.iter() {
             let mut sum = _mm512_setzero_ps();
             for at in (0..query.len()).step_by(LANES) {
                 let mask = first(query.len() - at);
@@ -195,11 +268,10 @@ mod vectors {
         for (index, part) in seen.chunks_mut(LANES).enumerate() {
             let mask = first(part.len());
             let mut sum = _mm512_setzero_ps();
-            let rows = values.into_iter().flat_map(Strided::iter);
+            let rows = prefix.values.iter().chain(own_values.iter());
             for (value, weight) in rows.zip(scores.iter()) {
                 // SAFETY: the masks end where the value does.
-                let value =
-                    unsafe { _mm512_maskz_loadu_ps(mask, value[index * LANES..].as_ptr()) };
+                let value = unsafe { _mm512_maskz_loadu_ps(mask, value[index * LANES..].as_ptr()) };
                 sum = _mm512_fmadd_ps(value, _mm512_set1_ps(*weight), sum);
             }
             // SAFETY: the mask ends where the part does.

@@ -88,9 +88,8 @@ impl Block {
             let mut given = [_mm512_setzero_ps(); M];
             for (row, given) in given.iter_mut().enumerate() {
                 // SAFETY: row `row` of `M`, its lanes inside.
-                *given = unsafe {
-                    _mm512_maskz_loadu_ps(mask, self.rows.add(row * self.inputs + at))
-                };
+                *given =
+                    unsafe { _mm512_maskz_loadu_ps(mask, self.rows.add(row * self.inputs + at)) };
             }
             for (row, sums) in sums.iter_mut().enumerate() {
                 // SAFETY: row `row` of `R`, its lanes inside. A prefetch reads nothing.
@@ -232,34 +231,18 @@ impl Linear<'_> {
     /// The processor has the features; `columns` are the caller's alone.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     unsafe fn rounded_columns(&self, rows: &Rows, out: &Out, columns: Range<usize>) {
-        let inputs = self.weight.inputs;
-        for group in (0..out.rows).step_by(8) {
-            let group = group..out.rows.min(group + 8);
-            for column in columns.clone() {
-                for row in group.clone() {
-                    let corrections = rows.corrections.len() / out.rows;
-                    let given = Given {
-                        values: &rows.values[row * rows.padded..][..rows.padded],
-                        scales: &rows.scales[row * rows.blocks..][..rows.blocks],
-                        corrections: &rows.corrections[row * corrections..][..corrections],
-                    };
-                    let product = match self.weight.weights {
-                        Weights::Int8 { values, scales } => {
-                            let values = &values[column * inputs..][..inputs];
-                            let (scales, _) = scales.as_chunks();
-                            given.times_int8(values) * f32::from_le_bytes(scales[column])
-                        }
-                        Weights::Int4 { values, scales } => {
-                            let groups = inputs / INT4_GROUP;
-                            let values = &values[column * inputs / 2..][..inputs / 2];
-                            given.times_int4(values, &scales[column * groups * 4..][..groups * 4])
-                        }
-                        _ => unreachable!("float weights meet float rows"),
-                    };
-                    // SAFETY: what the caller promises.
-                    unsafe { out.part(row, column..column + 1)[0] = product };
-                }
+        let group = out.rows.div_ceil(out.rows.div_ceil(8));
+        for row in (0..out.rows).step_by(group) {
+            macro_rules! sizes {
+                ($($m:literal),+) => {
+                    match group.min(out.rows - row) {
+                        // SAFETY: what the caller promises.
+                        $($m => unsafe { self.rounded_group::<$m>(rows, out, row, &columns) },)+
+                        _ => unreachable!("groups have one to eight rows"),
+                    }
+                };
             }
+            sizes!(1, 2, 3, 4, 5, 6, 7, 8);
         }
         for row in 0..out.rows {
             // SAFETY: what the caller promises.
@@ -267,77 +250,137 @@ impl Linear<'_> {
             self.finish.apply(values, row, columns.start, out.outputs);
         }
     }
+
+    /// The products of `M` rows from `row` on.
+    ///
+    /// # Safety
+    /// As [`Linear::rounded_columns`].
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    unsafe fn rounded_group<const M: usize>(
+        &self,
+        rows: &Rows,
+        out: &Out,
+        row: usize,
+        columns: &Range<usize>,
+    ) {
+        let inputs = self.weight.inputs;
+        let given = Given::<M>::new(rows, row);
+        for column in columns.clone() {
+            let products = match self.weight.weights {
+                Weights::Int8 { values, scales } => {
+                    let (scales, _) = scales.as_chunks();
+                    let scale = f32::from_le_bytes(scales[column]);
+                    let values = &values[column * inputs..][..inputs];
+                    given.times_int8(values).map(|product| product * scale)
+                }
+                Weights::Int4 { values, scales } => {
+                    let groups = inputs / INT4_GROUP;
+                    let values = &values[column * inputs / 2..][..inputs / 2];
+                    given.times_int4(values, &scales[column * groups * 4..][..groups * 4])
+                }
+                _ => unreachable!("float weights meet float rows"),
+            };
+            for (index, product) in products.into_iter().enumerate() {
+                // SAFETY: what the caller promises.
+                unsafe { out.part(row + index, column..column + 1)[0] = product };
+            }
+        }
+    }
 }
 
-/// A row in 8 bits.
+/// `M` rows in 8 bits that follow each other.
 #[derive(Clone, Copy)]
-struct Given<'a> {
+struct Given<'a, const M: usize> {
     values: &'a [i8],
     scales: &'a [f32],
     corrections: &'a [i32],
 }
 
-impl Given<'_> {
-    /// The product with a row of int8 weights, but for their scale.
+impl<'a, const M: usize> Given<'a, M> {
+    fn new(rows: &'a Rows, row: usize) -> Self {
+        let corrections = rows.corrections.len() / rows.rows();
+        Given {
+            values: &rows.values[row * rows.padded..][..M * rows.padded],
+            scales: &rows.scales[row * rows.blocks..][..M * rows.blocks],
+            corrections: &rows.corrections[row * corrections..][..M * corrections],
+        }
+    }
+
+    /// The products with a row of int8 weights, but for their scale.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    fn times_int8(self, weights: &[u8]) -> f32 {
-        let mut sum = _mm512_setzero_ps();
-        for (block, scale) in self.scales.iter().enumerate() {
-            let start = block * ROW_BLOCK;
-            let mut dots = [_mm512_setzero_si512(); 4];
-            for (step, dot) in dots.iter_mut().enumerate() {
-                let at = start + 64 * step;
+    fn times_int8(self, weights: &[u8]) -> [f32; M] {
+        let mut sums = [_mm512_setzero_ps(); M];
+        let blocks = self.scales.len() / M;
+        for block in 0..blocks {
+            let mut dots = [_mm512_setzero_si512(); M];
+            for at in (block * ROW_BLOCK..(block + 1) * ROW_BLOCK).step_by(64) {
                 let left = weights.len().saturating_sub(at);
                 // SAFETY: the weights' mask ends where they do; rows are padded to blocks.
-                *dot = unsafe {
+                unsafe {
                     let start = weights.as_ptr().wrapping_add(at);
                     _mm_prefetch::<_MM_HINT_T0>(start.wrapping_add(AHEAD).cast());
                     let signed = _mm512_maskz_loadu_epi8(first_bytes(left), start.cast());
                     let weight = _mm512_xor_si512(signed, _mm512_set1_epi8(-128));
-                    let correction = _mm512_loadu_epi32(self.corrections.as_ptr().add(at / 4));
-                    let given = _mm512_loadu_epi8(self.values.as_ptr().add(at));
-                    _mm512_dpbusd_epi32(correction, weight, given)
-                };
+                    for (row, dot) in dots.iter_mut().enumerate() {
+                        let at = row * blocks * ROW_BLOCK + at;
+                        let given = _mm512_loadu_epi8(self.values.as_ptr().add(at));
+                        *dot = _mm512_dpbusd_epi32(*dot, weight, given);
+                    }
+                }
             }
-            let [a, b, c, d] = dots;
-            let dot = _mm512_add_epi32(_mm512_add_epi32(a, b), _mm512_add_epi32(c, d));
-            sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), _mm512_set1_ps(*scale), sum);
+            for (row, (sum, dot)) in sums.iter_mut().zip(dots).enumerate() {
+                let place = row * blocks + block;
+                // SAFETY: a block has as many corrections as it has words.
+                let dot = unsafe {
+                    let start = self.corrections.as_ptr().add(place * ROW_BLOCK / 4);
+                    (0..4).fold(dot, |dot, part| {
+                        _mm512_add_epi32(dot, _mm512_loadu_epi32(start.add(LANES * part)))
+                    })
+                };
+                let scale = _mm512_set1_ps(self.scales[place]);
+                *sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), scale, *sum);
+            }
         }
-        _mm512_reduce_add_ps(sum)
+        sums.map(|sum| _mm512_reduce_add_ps(sum))
     }
 
-    /// The product with a row of int4 weights, 128 of them at a time with two scales.
+    /// The products with a row of int4 weights, 128 of them at a time with two scales.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    fn times_int4(self, weights: &[u8], scales: &[u8]) -> f32 {
+    fn times_int4(self, weights: &[u8], scales: &[u8]) -> [f32; M] {
         let low_nibbles = _mm512_set1_epi8(15);
         // Each scale is that of eight lanes.
         let spread = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
-        let mut sum = _mm512_setzero_ps();
-        for (block, given_scale) in self.scales.iter().enumerate() {
+        let mut sums = [_mm512_setzero_ps(); M];
+        let blocks = self.scales.len() / M;
+        for block in 0..blocks {
             let at = 64 * block;
             let left = weights.len() - at;
             let groups = (scales.len() / 4 - 2 * block).min(2);
             // SAFETY: the masks end where the weights and the scales do; a row has 128 bytes and
             // sixteen corrections a block.
-            let (dot, scale) = unsafe {
+            unsafe {
                 let start = weights.as_ptr().add(at);
                 _mm_prefetch::<_MM_HINT_T0>(start.wrapping_add(AHEAD).cast());
                 let signed = _mm512_maskz_loadu_epi8(first_bytes(left), start.cast());
                 let packed = _mm512_xor_si512(signed, _mm512_set1_epi8(-120));
                 let even = _mm512_and_si512(packed, low_nibbles);
                 let odd = _mm512_and_si512(_mm512_srli_epi16(packed, 4), low_nibbles);
-                let given = self.values.as_ptr().add(128 * block);
-                let dot = _mm512_loadu_epi32(self.corrections.as_ptr().add(16 * block));
-                let dot = _mm512_dpbusd_epi32(dot, even, _mm512_loadu_epi8(given));
-                let dot = _mm512_dpbusd_epi32(dot, odd, _mm512_loadu_epi8(given.add(64)));
-                let scale = _mm_maskz_loadu_ps(first(groups) as u8, scales.as_ptr().add(8 * block).cast());
-                (dot, _mm512_permutexvar_ps(spread, _mm512_castps128_ps512(scale)))
-            };
-            let scale = _mm512_mul_ps(scale, _mm512_set1_ps(*given_scale));
-            sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), scale, sum);
+                let scale = scales.as_ptr().add(8 * block).cast();
+                let scale = _mm_maskz_loadu_ps(first(groups) as u8, scale);
+                let scale = _mm512_permutexvar_ps(spread, _mm512_castps128_ps512(scale));
+                for (row, sum) in sums.iter_mut().enumerate() {
+                    let place = row * blocks + block;
+                    let given = self.values.as_ptr().add(128 * place);
+                    let dot = _mm512_loadu_epi32(self.corrections.as_ptr().add(16 * place));
+                    let dot = _mm512_dpbusd_epi32(dot, even, _mm512_loadu_epi8(given));
+                    let dot = _mm512_dpbusd_epi32(dot, odd, _mm512_loadu_epi8(given.add(64)));
+                    let scale = _mm512_mul_ps(scale, _mm512_set1_ps(self.scales[place]));
+                    *sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), scale, *sum);
+                }
+            }
         }
-        _mm512_reduce_add_ps(sum)
+        sums.map(|sum| _mm512_reduce_add_ps(sum))
     }
 }

@@ -159,8 +159,16 @@ fn erfc(x: f64) -> f64 {
     let size = x.abs();
     let t = 1.0 / (1.0 + 0.5 * size);
     let coefficients = [
-        0.170_872_77, -0.822_152_23, 1.488_515_87, -1.135_203_98, 0.278_868_07, -0.186_288_06,
-        0.096_784_18, 0.374_091_96, 1.000_023_68, -1.265_512_23,
+        0.170_872_77,
+        -0.822_152_23,
+        1.488_515_87,
+        -1.135_203_98,
+        0.278_868_07,
+        -0.186_288_06,
+        0.096_784_18,
+        0.374_091_96,
+        1.000_023_68,
+        -1.265_512_23,
     ];
     let p = coefficients.into_iter().fold(0.0, |sum, coefficient| sum * t + coefficient);
     let value = t * (-size * size + p).exp();
@@ -208,11 +216,8 @@ mod tests {
         let points: Vec<f32> = (-1300..1300).map(|i| i as f32 * 0.01).collect();
         let bias = vec![0.25; points.len()];
         for activation in ALL {
-            let finish = Finish {
-                bias: Some(&bias),
-                activation: Some(activation),
-                residual: Some(&points),
-            };
+            let finish =
+                Finish { bias: Some(&bias), activation: Some(activation), residual: Some(&points) };
             let (mut vectors, mut single) = (points.clone(), points.clone());
             // SAFETY: the processor has the features, asked above.
             unsafe { finish.apply(&mut vectors, 0, 0, points.len()) };

@@ -117,9 +117,8 @@ mod tests {
             let mut lanes = [0f32; LANES];
             lanes[..chunk.len()].copy_from_slice(chunk);
             // SAFETY: both are sixteen floats.
-            let lanes: [f32; LANES] = unsafe {
-                std::mem::transmute(function(_mm512_loadu_ps(lanes.as_ptr())))
-            };
+            let lanes: [f32; LANES] =
+                unsafe { std::mem::transmute(function(_mm512_loadu_ps(lanes.as_ptr()))) };
             found.extend_from_slice(&lanes[..chunk.len()]);
         }
         found
@@ -156,8 +155,16 @@ mod tests {
         // DLMF 7.2; the values from mpmath.
         let points = [0.0f32, 0.1, 0.5, 0.9, 0.93, 1.0, 1.5, 2.0, 3.0, 5.0];
         let right = [
-            0.0, 0.112_462_92, 0.520_499_9, 0.796_908_2, 0.811_563_6, 0.842_700_8, 0.966_105_16,
-            0.995_322_3, 0.999_977_9, 1.0f32,
+            0.0,
+            0.112_462_92,
+            0.520_499_9,
+            0.796_908_2,
+            0.811_563_6,
+            0.842_700_8,
+            0.966_105_16,
+            0.995_322_3,
+            0.999_977_9,
+            1.0f32,
         ];
         // SAFETY: the processor has the features, asked above.
         let found = unsafe { each(&points, |x| erf(x)) };

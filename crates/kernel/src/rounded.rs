@@ -99,8 +99,7 @@ impl Rows {
                     _mm512_inserti64x4(_mm512_castsi256_si512(halves[0]), halves[1], 1)
                 };
                 let even = join(pairs.map(|pair| _mm512_cvtepi16_epi8(pair)));
-                let odd =
-                    join(pairs.map(|pair| _mm512_cvtepi16_epi8(_mm512_srli_epi16(pair, 8))));
+                let odd = join(pairs.map(|pair| _mm512_cvtepi16_epi8(_mm512_srli_epi16(pair, 8))));
                 _mm512_storeu_epi8(start, even);
                 _mm512_storeu_epi8(start.add(64), odd);
                 let zero = _mm512_setzero_si512();
@@ -109,6 +108,11 @@ impl Rows {
                 _mm512_storeu_epi32(out.as_mut_ptr(), _mm512_sub_epi32(zero, added));
             }
         }
+    }
+
+    /// How many they are.
+    pub(crate) fn rows(&self) -> usize {
+        self.scales.len() / self.blocks
     }
 
     /// The words of row `row`.
@@ -326,7 +330,8 @@ unsafe fn pack_words(rows: &Rows, tiles: Tiles, tile: usize, out: *mut i32) {
         unsafe { _mm512_loadu_epi32(rows.words(range.start + row).add(at)) }
     } else {
         _mm512_setzero_si512()
-    });    for block in 0..rows.blocks {
+    });
+    for block in 0..rows.blocks {
         for row in 0..height {
             let at = (range.start + row) * rows.blocks + block;
             let (start, scale) = match row < range.len() {

@@ -80,7 +80,13 @@ macro_rules! columns {
 /// # Safety
 /// `out` has room for them.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-unsafe fn pack_tile(rows: &[f32], range: &Range<usize>, inputs: usize, height: usize, out: *mut f32) {
+unsafe fn pack_tile(
+    rows: &[f32],
+    range: &Range<usize>,
+    inputs: usize,
+    height: usize,
+    out: *mut f32,
+) {
     let rows = &rows[range.start * inputs..range.end * inputs];
     let count = range.len();
     let out = out.cast::<i32>();
@@ -101,7 +107,12 @@ unsafe fn pack_tile(rows: &[f32], range: &Range<usize>, inputs: usize, height: u
 /// # Safety
 /// The ranges are inside of the weight; `out` has room for whole panels.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-unsafe fn pack_panels(weight: &Weight<'_>, outputs: &Range<usize>, depth: &Range<usize>, out: *mut f32) {
+unsafe fn pack_panels(
+    weight: &Weight<'_>,
+    outputs: &Range<usize>,
+    depth: &Range<usize>,
+    out: *mut f32,
+) {
     let inputs = weight.inputs;
     let long = depth.len();
     for (half, start) in outputs.clone().step_by(LANES).enumerate() {

@@ -9,7 +9,8 @@ fn noise(count: usize, seed: u64) -> Vec<f32> {
 
 fn check(heads: usize, dim: usize, prefix: usize, sequences: usize, length: usize) {
     let width = heads * dim;
-    let (keys, values) = (noise(sequences * length * width, 1), noise(sequences * length * width, 2));
+    let (keys, values) =
+        (noise(sequences * length * width, 1), noise(sequences * length * width, 2));
     let (prefix_keys, prefix_values) = (noise(prefix * width, 3), noise(prefix * width, 4));
     let queries = noise(sequences * length * width, 5);
     let attention = PrefixAttention {

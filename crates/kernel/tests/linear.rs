@@ -88,7 +88,8 @@ impl Matrix {
             Form::Int4 => {
                 let rounded = to_int4(&weights);
                 scales = rounded.scales.iter().flat_map(|s| s.to_le_bytes()).collect();
-                let nibbles = rounded.values.iter().flat_map(|&v| [(v << 4) as i8 >> 4, v as i8 >> 4]);
+                let nibbles =
+                    rounded.values.iter().flat_map(|&v| [(v << 4) as i8 >> 4, v as i8 >> 4]);
                 wide = (nibbles.enumerate())
                     .map(|(i, v)| f32::from(v) * rounded.scales[i / INT4_GROUP])
                     .collect();

@@ -1,8 +1,9 @@
 //! Nodes that are one operator where an engine has it.
 //!
 //! A graph is written in standard operators. A group of nodes that an engine may replace by one
-//! operator of its own carries, in each node's `doc_string`, what that operator would be: its
-//! name, inputs, output and integer attributes. Who does not know it passes over the text.
+//! operator of its own carries, in the `doc_string` of its first node, what that operator would be:
+//! its name, inputs, output and integer attributes; the nodes that follow say [`GOES_ON`]. Who does
+//! not know it passes over the texts.
 
 use std::fmt;
 
@@ -18,6 +19,9 @@ pub struct Fused {
     /// Its attributes.
     pub attributes: Vec<(String, i64)>,
 }
+
+/// What the nodes of a group say, but for the first.
+pub const GOES_ON: &str = "imprompt.fused: goes on";
 
 const MARK: &str = "imprompt.fused";
 
@@ -61,7 +65,9 @@ mod tests {
             attributes: vec![("heads".to_owned(), 12), ("layer".to_owned(), -1)],
         };
         assert_eq!(Fused::parse(&fused.to_string()), Some(fused));
-        for text in ["", "imprompt.fused", "imprompt.fused A", "imprompt.fused A b c d", "A b c"] {
+        for text in
+            [GOES_ON, "", "imprompt.fused", "imprompt.fused A", "imprompt.fused A b c d", "A b c"]
+        {
             assert_eq!(Fused::parse(text), None);
         }
     }

@@ -74,7 +74,7 @@ pub struct Node {
     pub op_type: Option<String>,
     #[prost(message, repeated, tag = "5")]
     pub attribute: Vec<Attribute>,
-    /// Nodes of a [`fused::Fused`] name it here.
+    /// Groups of nodes that are one operator say so here: [`fused::Fused`].
     #[prost(string, optional, tag = "6")]
     pub doc_string: Option<String>,
     #[prost(string, optional, tag = "7")]

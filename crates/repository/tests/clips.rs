@@ -67,6 +67,7 @@ fn request(folder: &Path, model: ModelFolder) -> BuildRequest {
         vocabularies: vec![],
         out: folder.join("repository"),
         copy: false,
+        precision: imprompt_repository::Precision::default(),
         threads: 1,
         onnxruntime: Some(onnxruntime()),
     }

@@ -193,6 +193,7 @@ fn fifteen_gigabytes_take_seconds_and_little_memory() {
         vocabularies: vec![],
         out: folder.path().join("repository"),
         copy: false,
+        precision: imprompt_repository::Precision::default(),
         threads: 0,
         onnxruntime: None,
     };

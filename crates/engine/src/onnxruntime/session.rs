@@ -270,23 +270,20 @@ impl Engine for OnnxEngine {
 }
 
 /// A session over `graph` with imprompt's kernels in it.
-fn with_kernels(
-    builder: SessionBuilder,
-    graph: &Path,
-    options: &EngineOptions,
-) -> Result<Session> {
+fn with_kernels(builder: SessionBuilder, graph: &Path, options: &EngineOptions) -> Result<Session> {
     let name = graph.display();
     let load_error = |error: ort::Error| status::load_error(&error, &name.to_string());
-    let bytes = std::fs::read(graph).map_err(|error| Error::bad_model(format!("{name}: {error}")))?;
+    let bytes =
+        std::fs::read(graph).map_err(|error| Error::bad_model(format!("{name}: {error}")))?;
     let mut model = imprompt_onnx::Model::decode(bytes.as_slice())
         .map_err(|error| Error::bad_model(format!("{name} is no ONNX graph: {error}")))?;
     let folder = graph.parent().unwrap_or(Path::new("."));
     let weights = kernels::rewrite(&mut model, folder).map_err(|error| error.context(&name))?;
     let domain = kernels::domain(weights, options.threads).map_err(load_error)?;
     // What stays in the graph's charge, norms and embeddings, is looked for beside it.
-    let folder = folder.to_str().ok_or_else(|| {
-        Error::bad_model(format!("{name}: the folder's name is not UTF-8"))
-    })?;
+    let folder = folder
+        .to_str()
+        .ok_or_else(|| Error::bad_model(format!("{name}: the folder's name is not UTF-8")))?;
     let mut builder = (builder.with_config_entry(EXTERNAL_FOLDER, folder))
         .and_then(|builder| builder.with_operators(domain))
         .map_err(|error| load_error(error.into()))?;

@@ -14,9 +14,9 @@ use std::sync::Arc;
 use imprompt_error::{Error, Result};
 use prost::Message;
 
-use imprompt_onnx::fused::Fused;
-use imprompt_onnx::{self as proto};
 use crate::weights::{DType, WeightIndex};
+use imprompt_onnx::fused::{Fused, GOES_ON};
+use imprompt_onnx::{self as proto};
 
 pub use layers::{Activation, AttentionHeads, LinearWeights};
 
@@ -383,11 +383,16 @@ impl<'w> GraphBuilder<'w> {
             operator: operator.to_owned(),
             inputs: inputs.iter().map(name).collect(),
             output: output.name().to_owned(),
-            attributes: attributes.iter().map(|(name, value)| ((*name).to_owned(), *value)).collect(),
+            attributes: attributes
+                .iter()
+                .map(|(name, value)| ((*name).to_owned(), *value))
+                .collect(),
         };
-        let text = fused.to_string();
-        for node in &mut self.nodes[first..] {
-            node.doc_string = Some(text.clone());
+        for (index, node) in self.nodes[first..].iter_mut().enumerate() {
+            node.doc_string = Some(match index {
+                0 => fused.to_string(),
+                _ => GOES_ON.to_owned(),
+            });
         }
         output
     }

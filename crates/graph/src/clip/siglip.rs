@@ -215,8 +215,9 @@ fn text_graph(config: &SiglipConfig, weights: &WeightIndex) -> Result<Graph> {
 
     graph.set_scope("text_model.embeddings");
     let name = "text_model.embeddings.token_embedding.weight";
-    let table = graph.weight(name, &[config.vocabulary, width])?;
+    let table = graph.stored_weight(name, &[config.vocabulary, width])?;
     let states = graph.gather(&table, &input_ids, 0);
+    let states = graph.cast(&states, Type::F32);
     let name = "text_model.embeddings.position_embedding.weight";
     let positions = graph.weight(name, &[length, width])?;
     let states = graph.add(&states, &positions);

@@ -51,11 +51,8 @@ pub fn graph(config: &ClipConfig, weights: &WeightIndex) -> Result<Graph> {
         };
         let given =
             [&query, &key, &value, &inputs.prefix_keys, &inputs.prefix_values, &inputs.last_index];
-        let attributes = [
-            ("heads", tower.heads as i64),
-            ("layer", index as i64),
-            ("pooled", i64::from(last)),
-        ];
+        let attributes =
+            [("heads", tower.heads as i64), ("layer", index as i64), ("pooled", i64::from(last))];
         let attended = graph.fused("PrefixAttention", &given, &attributes, |graph| {
             let prefix = inputs.prefix(graph, index);
             let mut attention = Attention { tower, sizes: &sizes, prefix, graph };
@@ -179,8 +176,10 @@ fn embeddings(
 ) -> Result<Value> {
     let width = config.text.width;
     let name = "text_model.embeddings.token_embedding.weight";
-    let table = graph.weight(name, &[config.vocabulary, width])?;
+    let table = graph.stored_weight(name, &[config.vocabulary, width])?;
     let tokens = graph.gather(&table, &inputs.input_ids, 0);
+    // Widened after it is read: the table of a float16 model stays as large as it is.
+    let tokens = graph.cast(&tokens, Type::F32);
     let name = "text_model.embeddings.position_embedding.weight";
     let table = graph.weight(name, &[config.context_length, width])?;
     let end = graph.add(&sizes.prefix_length, &sizes.length);

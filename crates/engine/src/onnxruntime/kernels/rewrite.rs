@@ -6,7 +6,7 @@ use std::path::Path;
 use imprompt_error::Result;
 use imprompt_kernel::Activation;
 use imprompt_onnx as onnx;
-use imprompt_onnx::fused::Fused;
+use imprompt_onnx::fused::{Fused, GOES_ON};
 
 use super::DOMAIN;
 use super::operators::activation_number;
@@ -25,24 +25,24 @@ pub(in super::super) fn rewrite(
     replace_fused(graph);
     let weights = replace_linear(graph, folder)?;
     drop_unused(graph);
-    model.opset_import.push(onnx::OperatorSet { domain: Some(DOMAIN.to_owned()), version: Some(1) });
+    model
+        .opset_import
+        .push(onnx::OperatorSet { domain: Some(DOMAIN.to_owned()), version: Some(1) });
     Ok(weights)
 }
 
 /// Groups that are one operator.
 fn replace_fused(graph: &mut onnx::Graph) {
     let mut nodes = Vec::with_capacity(graph.node.len());
-    let mut open: Option<String> = None;
     for node in graph.node.drain(..) {
-        let Some(fused) = node.doc_string.as_deref().and_then(Fused::parse) else {
+        let text = node.doc_string.as_deref();
+        if text == Some(GOES_ON) {
+            continue;
+        }
+        let Some(fused) = text.and_then(Fused::parse) else {
             nodes.push(node);
             continue;
         };
-        // The nodes of a group follow each other and have the same text.
-        if open == node.doc_string {
-            continue;
-        }
-        open = node.doc_string;
         nodes.push(onnx::Node {
             input: fused.inputs,
             output: vec![fused.output],
@@ -288,8 +288,7 @@ fn found(places: &Places<'_>, index: usize, taken: &HashSet<usize>) -> Found {
         let node = places.node(add);
         let other = node.input.iter().find(|name| **name != found.output);
         let other = other.filter(|name| {
-            !places.initializers.contains_key(name.as_str())
-                && places.maker(name, "Cast").is_none()
+            !places.initializers.contains_key(name.as_str()) && places.maker(name, "Cast").is_none()
         });
         if let Some(other) = other {
             found.residual.clone_from(other);

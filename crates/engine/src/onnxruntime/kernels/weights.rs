@@ -84,9 +84,7 @@ static MAPPED: Mutex<Option<HashMap<Identity, Weak<Mmap>>>> = Mutex::new(None);
 /// The mapping of a file, shared by all who have it open: stages and instances hold the
 /// same weights under names of their own.
 fn mapped(path: &Path) -> Result<Arc<Mmap>> {
-    let failed = |error: std::io::Error| {
-        Error::bad_model(format!("{}: {error}", path.display()))
-    };
+    let failed = |error: std::io::Error| Error::bad_model(format!("{}: {error}", path.display()));
     let metadata = std::fs::metadata(path).map_err(failed)?;
     let identity = (metadata.dev(), metadata.ino());
     let mut mapped = MAPPED.lock().unwrap_or_else(PoisonError::into_inner);
