@@ -241,7 +241,7 @@ impl Build<'_> {
         for (name, one) in &graphs.files {
             graph(&folder, name, one, model, placer)?;
         }
-        model.copy_tokenizer(&folder)?;
+        model.copy_caption_tokenizers(&folder, graphs.facts.qformer_text.is_some())?;
         let file = CaptionerFile { facts: graphs.facts.clone() };
         write_stage(&folder, &StageFile::Captioner(file))?;
 
@@ -250,7 +250,7 @@ impl Build<'_> {
         for (name, one) in &graphs.files {
             graph(&folder, name, one, model, placer)?;
         }
-        model.copy_tokenizer(&folder)?;
+        model.copy_caption_tokenizers(&folder, graphs.facts.qformer_text.is_some())?;
         let size = graphs.facts.image_size;
         model.write_preprocessor(&folder.join(CAPTION_PREPROCESSOR), [size, size])?;
         let file = CaptionStreamFile {
