@@ -164,7 +164,11 @@ impl QFormer {
             g.set_scope(&format!("layer.{layer}"));
             let prefix = format!("qformer.encoder.layer.{layer}");
             let is_last = layer + 1 == self.layers;
-            self.attend_to_all(g, &format!("{prefix}.attention"), &mut states, is_last)?;
+            let name = format!("{prefix}.attention");
+            states.queries = match &mut states.text {
+                None => self.attend_to_queries(g, &name, &states.queries)?,
+                Some(text) => self.attend_to_text(g, &name, &states.queries, text, is_last)?,
+            };
             if layer == 0 && states.text.is_none() {
                 // Up to here nothing depends on the picture: it is computed
                 // once, when the graph is loaded.
@@ -227,65 +231,69 @@ impl QFormer {
         Ok(TextStates { rows, batch, count, masks })
     }
 
-    /// Attention among the queries and the text; in the last layer, behind which
-    /// nothing reads the text, of the queries alone.
-    fn attend_to_all(
+    /// Attention among the queries alone.
+    fn attend_to_queries(
         &self,
         g: &mut GraphBuilder<'_>,
         prefix: &str,
-        states: &mut States,
+        rows: &Value,
+    ) -> Result<Value> {
+        let mut project = |part: &str| {
+            let name = format!("{prefix}.attention.{part}");
+            let side = self.projected(g, &name, rows, self.hidden_size)?;
+            Ok(g.reshape(&side, &[-1, self.query_tokens as i64, self.hidden_size as i64]))
+        };
+        let sides = [project("query")?, project("key")?, project("value")?];
+        self.attended(g, prefix, rows, &sides, None)
+    }
+
+    /// Attention among the queries and `text`, whose states it changes; in the
+    /// last layer, behind which nothing reads the text, of the queries alone.
+    fn attend_to_text(
+        &self,
+        g: &mut GraphBuilder<'_>,
+        prefix: &str,
+        queries: &Value,
+        text: &mut TextStates,
         is_last: bool,
-    ) -> Result<()> {
-        let (width, queries) = (self.hidden_size as i64, self.query_tokens as i64);
-        let Some(text) = &mut states.text else {
-            let rows = &states.queries;
-            let mut project = |part: &str| {
-                let name = format!("{prefix}.attention.{part}");
-                let rows = self.projected(g, &name, rows, self.hidden_size)?;
-                Ok(g.reshape(&rows, &[-1, queries, width]))
-            };
-            let sides = [project("query")?, project("key")?, project("value")?];
-            states.queries = self.attended(g, prefix, rows, &sides, None)?;
-            return Ok(());
-        };
-        let first = g.reshape(&states.queries, &[-1, queries, width]);
-        let rest = {
+    ) -> Result<Value> {
+        let (width, query_tokens) = (self.hidden_size as i64, self.query_tokens as i64);
+        // Rows as `[batch, count, hidden_size]`.
+        let parted = |g: &mut GraphBuilder<'_>, rows: &Value, count: &Value| {
             let width = g.ints(&[width]);
-            let minus = g.ints(&[-1]);
-            let shape = g.concat(&[&text.batch, &minus, &width], 0);
-            g.reshape_to(&text.rows, &shape)
+            let shape = g.concat(&[&text.batch, count, &width], 0);
+            g.reshape_to(rows, &shape)
         };
-        let all = g.concat(&[&first, &rest], 1);
+        let (query_count, rest) = (g.ints(&[query_tokens]), g.ints(&[-1]));
+        let (first, second) = (parted(g, queries, &query_count), parted(g, &text.rows, &rest));
+        let all = g.concat(&[&first, &second], 1);
         let all = g.reshape(&all, &[-1, width]);
         let (asking, count, mask) = match is_last {
-            true => (&states.queries, g.ints(&[queries]), &text.masks[1]),
-            false => (&all, text.count.clone(), &text.masks[0]),
+            true => (queries, &query_count, &text.masks[1]),
+            false => (&all, &text.count, &text.masks[0]),
         };
-        let width_value = g.ints(&[width]);
         let mut project = |part: &str, rows: &Value, count: &Value| {
             let name = format!("{prefix}.attention.{part}");
-            let rows = self.projected(g, &name, rows, self.hidden_size)?;
-            let shape = g.concat(&[&text.batch, count, &width_value], 0);
-            Ok(g.reshape_to(&rows, &shape))
+            let side = self.projected(g, &name, rows, self.hidden_size)?;
+            Ok(parted(g, &side, count))
         };
         let sides = [
-            project("query", asking, &count)?,
+            project("query", asking, count)?,
             project("key", &all, &text.count)?,
             project("value", &all, &text.count)?,
         ];
         let rows = self.attended(g, prefix, asking, &sides, Some(mask))?;
         if is_last {
-            states.queries = rows;
-            return Ok(());
+            return Ok(rows);
         }
-        let shape = g.concat(&[&text.batch, &text.count, &width_value], 0);
-        let rows = g.reshape_to(&rows, &shape);
+        let rows = parted(g, &rows, count);
         let mut part = |start: i64, end: i64| {
             let part = g.slice_fixed(&rows, start, end, 1);
             g.reshape(&part, &[-1, width])
         };
-        (states.queries, text.rows) = (part(0, queries), part(queries, i64::MAX));
-        Ok(())
+        let queries = part(0, query_tokens);
+        text.rows = part(query_tokens, i64::MAX);
+        Ok(queries)
     }
 
     /// Attention of the queries towards the picture.
