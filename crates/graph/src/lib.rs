@@ -31,7 +31,8 @@ pub mod t5;
 pub mod weights;
 
 pub use captioner::{
-    CaptionFacts, CaptionFamily, CaptionGraphs, MemoryFacts, TextFacts, caption_graphs,
+    CaptionFacts, CaptionFamily, CaptionGraphs, MemoryFacts, QFormerTextFacts, TextFacts,
+    caption_graphs,
 };
 pub use clip::{ClipFacts, ClipFamily, ClipGraphs, EosRule, Probability, clip_graphs};
 pub use generation::{EarlyStoppingFact, GenerationFacts};

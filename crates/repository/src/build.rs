@@ -8,7 +8,7 @@ use imprompt_error::{Error, Kind, Result};
 use imprompt_graph::builder::Graph;
 use imprompt_graph::clip::{IMAGE_GRAPH, TEXT_GRAPH};
 use imprompt_graph::family::Role;
-use imprompt_graph::{CaptionGraphs, ClipGraphs, caption_graphs, clip_graphs};
+use imprompt_graph::{CaptionGraphs, ClipFamily, ClipGraphs, caption_graphs, clip_graphs};
 use imprompt_stage::caption_stream::CaptionStreamFile;
 use imprompt_stage::captioner::CaptionerFile;
 use imprompt_stage::clip_image::ClipImageFile;
@@ -201,9 +201,10 @@ impl Build<'_> {
         model.copy_tokenizer(&text)?;
         let facts = || graphs.facts.clone();
         // Labels of a request are read as the model's own reference reads them.
-        let cleaning = match model.is_open_clip() {
-            true => Cleaning::OpenClip,
-            false => Cleaning::HuggingFace,
+        let cleaning = match (model.is_open_clip(), graphs.facts.family) {
+            (true, ClipFamily::Siglip) => Cleaning::Canonical,
+            (true, _) => Cleaning::OpenClip,
+            (false, _) => Cleaning::HuggingFace,
         };
         check_tokenizer(&text, &graphs.facts, cleaning)?;
         let file = ClipTextFile { facts: facts(), cleaning };
@@ -213,6 +214,7 @@ impl Build<'_> {
         let encoding = Encoding {
             text_folder: &text,
             facts: &graphs.facts,
+            cleaning: tables::cleaning(cleaning),
             threads: self.request.threads,
             onnxruntime: self.request.onnxruntime.as_deref(),
         };
@@ -231,7 +233,8 @@ impl Build<'_> {
             model.copy_tokenizer(&ranker)?;
             tables::link_interrogator(&tagger, &ranker, &entries)?;
             let listed = tables::listed(&ranker, &entries);
-            let file = RankerFile { facts: facts(), cleaning: Cleaning::OpenClip, tables: listed };
+            let cleaning = tables::cleaning(cleaning);
+            let file = RankerFile { facts: facts(), cleaning, tables: listed };
             write_stage(&ranker, &StageFile::Ranker(file))?;
             tables::tell_missing(&entries, self.progress);
         }
@@ -250,7 +253,7 @@ impl Build<'_> {
         for (name, one) in &graphs.files {
             self.graph(&folder, (name, one), self.request.precision.captioner, model, placer)?;
         }
-        model.copy_tokenizer(&folder)?;
+        model.copy_caption_tokenizers(&folder, graphs.facts.qformer_text.is_some())?;
         let file = CaptionerFile { facts: graphs.facts.clone() };
         write_stage(&folder, &StageFile::Captioner(file))?;
 
@@ -259,7 +262,7 @@ impl Build<'_> {
         for (name, one) in &graphs.files {
             self.graph(&folder, (name, one), self.request.precision.captioner, model, placer)?;
         }
-        model.copy_tokenizer(&folder)?;
+        model.copy_caption_tokenizers(&folder, graphs.facts.qformer_text.is_some())?;
         let size = graphs.facts.image_size;
         model.write_preprocessor(&folder.join(CAPTION_PREPROCESSOR), [size, size])?;
         let file = CaptionStreamFile {

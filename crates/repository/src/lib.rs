@@ -22,6 +22,8 @@ pub use in_process::InProcess;
 pub use manifest::{FileEntry, Manifest, Source, TableEntry};
 pub use precision::{Bits, Precision, PrecisionChoice};
 pub use progress::{Progress, Silent, Unit};
-pub use source::{CONFIG_FILES, ModelFolder, OPEN_CLIP_FILES, TOKENIZER_FILES};
+pub use source::{
+    CONFIG_FILES, ModelFolder, OPEN_CLIP_FILES, QFORMER_TOKENIZER_FILES, TOKENIZER_FILES,
+};
 pub use stream::CaptionStream;
 pub use vocabulary::{AddTables, add_tables, remove_tables};
