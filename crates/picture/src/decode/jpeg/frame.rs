@@ -2,6 +2,7 @@
 
 use super::transform::{Upsampling, cmyk_to_rgb, flat_level, inverse_dct, ycc_row, ycc_to_rgb};
 use super::{broken, invalid};
+use crate::simd::Simd;
 use crate::{grow, zeros};
 use imprompt_error::Result;
 
@@ -48,6 +49,7 @@ pub(super) struct Component {
     /// Blocks of a row with those that fill up the last unit.
     pub(super) row_blocks: usize,
     plane: Vec<u8>,
+    simd: Simd,
     /// Of a progressive frame, until its last scan: 64 numbers a block, natural order.
     pub(super) coefficients: Vec<i16>,
 }
@@ -74,7 +76,7 @@ impl Component {
                 row[..8].fill(level);
             }
         } else {
-            inverse_dct(block, quantization, plane, stride);
+            inverse_dct(block, quantization, plane, (stride, self.simd));
         }
         Ok(())
     }
@@ -163,6 +165,7 @@ impl Frame {
             blocks_down: height.div_ceil(8),
             row_blocks,
             plane: zeros(blocks * 64, "a decoded picture")?,
+            simd: Simd::best(),
             coefficients,
         })
     }
@@ -190,6 +193,7 @@ impl Frame {
             .collect();
         let mut buffers = [const { Vec::new() }; 4];
         let mut sums = Vec::new();
+        let simd = Simd::best();
         for (y, out) in pixels.chunks_exact_mut(self.width * 3).enumerate() {
             let mut rows = [&[][..]; 4];
             let parts = self.components.iter().zip(&upsampling).zip(&mut buffers);
@@ -199,19 +203,19 @@ impl Frame {
                     &component.plane[y * stride..][..component.width]
                 } else {
                     let size = (component.width, component.height);
-                    upsampling.row(y, (&component.plane, stride), size, (buffer, &mut sums));
+                    upsampling.row(y, (&component.plane, stride), size, (buffer, &mut sums), simd);
                     buffer
                 };
             }
-            convert(colors, rows, out);
+            convert(colors, rows, simd, out);
         }
         Ok(pixels)
     }
 }
 
-fn convert(colors: Colors, [first, second, third, fourth]: [&[u8]; 4], out: &mut [u8]) {
+fn convert(colors: Colors, [first, second, third, fourth]: [&[u8]; 4], simd: Simd, out: &mut [u8]) {
     if colors == Colors::YCbCr {
-        return ycc_row(first, second, third, out);
+        return ycc_row([first, second, third], simd, out);
     }
     for (x, pixel) in out.chunks_exact_mut(3).enumerate() {
         let rgb = match colors {
