@@ -284,15 +284,15 @@ fn split_planes(row: &[u8], columns: Range<usize>, planes: &mut [i16], simd: Sim
 
 /// One row of the horizontal pass.
 fn narrow_row(across: &Coefficients, planes: &[i16], simd: Simd, row: &mut [u8]) {
+    if simd.narrow_row(&across.bounds, &across.high, &across.low, planes, row) {
+        return;
+    }
     let plane = planes.len() / 3;
     for (x, pixel) in row.as_chunks_mut::<3>().0.iter_mut().enumerate() {
         let start = across.bounds[x].0;
         let (high, low) = across.of(x);
-        let old = [0, 1, 2].map(|channel| &planes[channel * plane + start..][..across.stride]);
-        if simd.narrow_pixel(old, high, low, pixel) {
-            continue;
-        }
-        for (old, new) in old.into_iter().zip(pixel) {
+        for (channel, new) in pixel.iter_mut().enumerate() {
+            let old = &planes[channel * plane + start..][..across.stride];
             *new = level(dot(old, high), dot(old, low));
         }
     }

@@ -77,9 +77,14 @@ dispatch! {
     ycc_row(luma: &[u8], blue: &[u8], red: &[u8], out: &mut [u8]);
     /// The first pixels of `resize::split_planes`: all but fewer than 16.
     split_planes(row: &[u8], red: &mut [i16], green: &mut [i16], blue: &mut [i16]);
-    /// A pixel of `resize::narrow_row`: three channels, each of as many old levels as there are
-    /// coefficients, a multiple of 16.
-    narrow_pixel(old: [&[i16]; 3], high: &[i16], low: &[i16], new: &mut [u8; 3]);
+    /// `resize::narrow_row`. Each pixel has as many factors in `high` and `low`, a multiple of 16.
+    narrow_row(
+        bounds: &[(usize, usize)],
+        high: &[i16],
+        low: &[i16],
+        planes: &[i16],
+        row: &mut [u8],
+    );
     /// The first levels of `resize::lower_row`: all but fewer than 16.
     lower_row(old_rows: &[u8], high: &[i16], low: &[i16], new_row: &mut [u8]);
 }

@@ -163,48 +163,33 @@ pub(super) fn weigh(near: &[u8], far: &[u8], sums: &mut [i16]) {
     }
 }
 
-/// Three planes of 16 bytes, each in its place of three times 16.
-#[inline]
-#[target_feature(enable = "avx2")]
-fn interleave(red: __m128i, green: __m128i, blue: __m128i) -> [u8; 48] {
-    const NONE: i8 = -1;
-    let mut out = [_mm_setzero_si128(); 3];
-    for (number, out) in out.iter_mut().enumerate() {
-        let order = |channel: usize| {
-            let mut order = [NONE; 16];
-            for (place, from) in order.iter_mut().enumerate() {
-                let byte = number * 16 + place;
-                if byte % 3 == channel {
-                    *from = (byte / 3) as i8;
-                }
-            }
-            bytemuck::cast::<[i8; 16], __m128i>(order)
-        };
-        let green = _mm_shuffle_epi8(green, order(1));
-        let red_green = _mm_or_si128(_mm_shuffle_epi8(red, order(0)), green);
-        *out = _mm_or_si128(red_green, _mm_shuffle_epi8(blue, order(2)));
+/// Which bytes of `(pixel, channel)` and of `(part, place)` belong together when three planes of 16
+/// bytes are three parts of 16 pixels: `[part][channel]`, the places in a plane of the bytes of a part;
+/// `[channel][part]`, the other way about. A byte of elsewhere is -1, which a shuffle makes 0.
+const JOIN: [[[i8; 16]; 3]; 3] = orders().0;
+const SPLIT: [[[i8; 16]; 3]; 3] = orders().1;
+
+const fn orders() -> ([[[i8; 16]; 3]; 3], [[[i8; 16]; 3]; 3]) {
+    let (mut join, mut split) = ([[[-1; 16]; 3]; 3], [[[-1; 16]; 3]; 3]);
+    let mut byte = 0;
+    while byte < 48 {
+        let (part, place) = (byte / 16, byte % 16);
+        let (pixel, channel) = (byte / 3, byte % 3);
+        join[part][channel][place] = pixel as i8;
+        split[channel][part][pixel] = place as i8;
+        byte += 1;
     }
-    bytemuck::cast(out)
+    (join, split)
 }
 
-/// The 16 bytes of one channel out of 16 pixels.
+/// Byte by byte: the first part of the result has what `orders` says of each of `parts`.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn channel<const CHANNEL: usize>(pixels: &[u8; 48]) -> __m256i {
-    const NONE: i8 = -1;
-    let parts: [__m128i; 3] = bytemuck::cast(*pixels);
-    let mut all = _mm_setzero_si128();
-    for (number, part) in parts.into_iter().enumerate() {
-        let mut order = [NONE; 16];
-        for (pixel, from) in order.iter_mut().enumerate() {
-            let byte = pixel * 3 + CHANNEL;
-            if byte / 16 == number {
-                *from = (byte % 16) as i8;
-            }
-        }
-        all = _mm_or_si128(all, _mm_shuffle_epi8(part, bytemuck::cast(order)));
-    }
-    _mm256_cvtepu8_epi16(all)
+fn gather(parts: [__m128i; 3], orders: [[i8; 16]; 3]) -> __m128i {
+    let first = _mm_shuffle_epi8(parts[0], bytemuck::cast(orders[0]));
+    let second = _mm_shuffle_epi8(parts[1], bytemuck::cast(orders[1]));
+    let third = _mm_shuffle_epi8(parts[2], bytemuck::cast(orders[2]));
+    _mm_or_si128(_mm_or_si128(first, second), third)
 }
 
 #[target_feature(enable = "avx2")]
@@ -242,7 +227,9 @@ pub(super) fn ycc_row(luma: &[u8], blue: &[u8], red: &[u8], out: &mut [u8]) {
         let red_green = bytes(r, g);
         let red = _mm256_castsi256_si128(red_green);
         let green = _mm256_extracti128_si256::<1>(red_green);
-        *pixels = interleave(red, green, _mm256_castsi256_si128(bytes(b, b)));
+        let planes = [red, green, _mm256_castsi256_si128(bytes(b, b))];
+        let parts = [gather(planes, JOIN[0]), gather(planes, JOIN[1]), gather(planes, JOIN[2])];
+        *pixels = bytemuck::cast(parts);
     }
 }
 
@@ -251,34 +238,53 @@ pub(super) fn split_planes(row: &[u8], red: &mut [i16], green: &mut [i16], blue:
     let planes = red.as_chunks_mut::<16>().0.iter_mut().zip(green.as_chunks_mut::<16>().0);
     let planes = planes.zip(blue.as_chunks_mut::<16>().0);
     for (pixels, ((red, green), blue)) in row.as_chunks::<48>().0.iter().zip(planes) {
-        *red = bytemuck::cast(channel::<0>(pixels));
-        *green = bytemuck::cast(channel::<1>(pixels));
-        *blue = bytemuck::cast(channel::<2>(pixels));
+        let parts: [__m128i; 3] = bytemuck::cast(*pixels);
+        *red = bytemuck::cast(_mm256_cvtepu8_epi16(gather(parts, SPLIT[0])));
+        *green = bytemuck::cast(_mm256_cvtepu8_epi16(gather(parts, SPLIT[1])));
+        *blue = bytemuck::cast(_mm256_cvtepu8_epi16(gather(parts, SPLIT[2])));
     }
 }
 
+/// High and low sums of one channel of a pixel, put together.
+#[inline]
 #[target_feature(enable = "avx2")]
-pub(super) fn narrow_pixel(old: [&[i16]; 3], high: &[i16], low: &[i16], new: &mut [u8; 3]) {
-    let [red, green, blue] = old.map(|old| old.as_chunks::<16>().0);
-    let factors = high.as_chunks::<16>().0.iter().zip(low.as_chunks::<16>().0);
-    let mut sums = [[_mm256_setzero_si256(); 2]; 3];
-    for ((red, (green, blue)), (high, low)) in red.iter().zip(green.iter().zip(blue)).zip(factors) {
-        let (high, low) = (load(high), load(low));
-        for (sums, old) in sums.iter_mut().zip([red, green, blue]) {
-            let old = load(old);
-            sums[0] = _mm256_add_epi32(sums[0], _mm256_madd_epi16(old, high));
-            sums[1] = _mm256_add_epi32(sums[1], _mm256_madd_epi16(old, low));
-        }
+fn weighted(old: &[i16], high: &[[i16; 16]], low: &[[i16; 16]]) -> __m256i {
+    let (mut high_sum, mut low_sum) = (_mm256_setzero_si256(), _mm256_setzero_si256());
+    for ((old, high), low) in old.as_chunks::<16>().0.iter().zip(high).zip(low) {
+        let old = load(old);
+        high_sum = _mm256_add_epi32(high_sum, _mm256_madd_epi16(old, load(high)));
+        low_sum = _mm256_add_epi32(low_sum, _mm256_madd_epi16(old, load(low)));
     }
-    let [red, green, blue] =
-        sums.map(|[high, low]| _mm256_add_epi32(_mm256_slli_epi32::<15>(high), low));
-    let two = _mm256_hadd_epi32(red, green);
-    let all = _mm256_hadd_epi32(two, _mm256_hadd_epi32(blue, blue));
-    let all = _mm_add_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256::<1>(all));
-    let levels = _mm_srai_epi32::<22>(_mm_add_epi32(all, _mm_set1_epi32(1 << 21)));
-    let levels = _mm_packus_epi16(_mm_packs_epi32(levels, levels), levels);
-    let [r, g, b, _] = _mm_cvtsi128_si32(levels).to_le_bytes();
-    *new = [r, g, b];
+    _mm256_add_epi32(_mm256_slli_epi32::<15>(high_sum), low_sum)
+}
+
+#[target_feature(enable = "avx2")]
+pub(super) fn narrow_row(
+    bounds: &[(usize, usize)],
+    high: &[i16],
+    low: &[i16],
+    planes: &[i16],
+    row: &mut [u8],
+) {
+    let stride = high.len() / bounds.len();
+    let (red, rest) = planes.split_at(planes.len() / 3);
+    let (green, blue) = rest.split_at(rest.len() / 2);
+    let factors = high.chunks_exact(stride).zip(low.chunks_exact(stride));
+    let places = bounds.iter().zip(factors);
+    for (new, ((start, _), (high, low))) in row.as_chunks_mut::<3>().0.iter_mut().zip(places) {
+        let (high, low) = (high.as_chunks::<16>().0, low.as_chunks::<16>().0);
+        let old = *start..*start + stride;
+        let red = weighted(&red[old.clone()], high, low);
+        let green = weighted(&green[old.clone()], high, low);
+        let blue = weighted(&blue[old], high, low);
+        let two = _mm256_hadd_epi32(red, green);
+        let all = _mm256_hadd_epi32(two, _mm256_hadd_epi32(blue, blue));
+        let all = _mm_add_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256::<1>(all));
+        let levels = _mm_srai_epi32::<22>(_mm_add_epi32(all, _mm_set1_epi32(1 << 21)));
+        let levels = _mm_packus_epi16(_mm_packs_epi32(levels, levels), levels);
+        let [r, g, b, _] = _mm_cvtsi128_si32(levels).to_le_bytes();
+        *new = [r, g, b];
+    }
 }
 
 #[target_feature(enable = "avx2")]

@@ -1,6 +1,7 @@
 //! The inverse DCT, chroma upsampling and colours, with libjpeg's own integers:
 //! jidctint.c (`jpeg_idct_islow`), jdsample.c ("fancy" upsampling) and jdcolor.c.
 
+use super::frame::Component;
 use crate::simd::Simd;
 
 /// Fractional bits of the constants, and of the first pass's results.
@@ -111,30 +112,30 @@ pub(super) enum Upsampling {
 impl Upsampling {
     /// jdsample.c `jinit_upsampler`: the filter only for a factor of 2, and across only for
     /// more than 2 samples.
-    pub(super) fn of(across: usize, down: usize, width: usize) -> Self {
-        match (across, down) {
+    pub(super) fn of(factors: (usize, usize), width: usize) -> Self {
+        match factors {
             (2, 1) if width > 2 => Upsampling::Across,
             (2, 2) if width > 2 => Upsampling::Both,
             (1, 2) => Upsampling::Down,
-            _ => Upsampling::Repeat(across, down),
+            (across, down) => Upsampling::Repeat(across, down),
         }
     }
 
-    /// Row `y` of the picture into `out`, from a component of `width` x `height` samples;
-    /// `sums` is a buffer.
-    pub(super) fn row(
+    /// Row `y` of the picture, made of the samples of `component`, in the first buffer if they are
+    /// not it already.
+    pub(super) fn row<'a>(
         self,
         y: usize,
-        (plane, stride): (&[u8], usize),
-        (width, height): (usize, usize),
-        (out, sums): (&mut Vec<u8>, &mut Vec<i16>),
+        component: &'a Component,
+        (out, sums): (&'a mut Vec<u8>, &mut Vec<i16>),
         simd: Simd,
-    ) {
-        let line = |row: usize| &plane[row.min(height - 1) * stride..][..width];
+    ) -> &'a [u8] {
+        let line = |row: usize| component.line(row);
         // The neighbouring row, nearer than any other but the row itself.
         let beside =
             |y: usize| if y.is_multiple_of(2) { (y / 2).saturating_sub(1) } else { y / 2 + 1 };
         match self {
+            Upsampling::Repeat(1, 1) => return line(y),
             Upsampling::Repeat(across, down) => {
                 out.clear();
                 out.extend(
@@ -144,7 +145,7 @@ impl Upsampling {
             Upsampling::Across => {
                 sums.clear();
                 sums.extend(line(y).iter().map(|sample| i16::from(*sample)));
-                out.resize(width * 2, 0);
+                out.resize(sums.len() * 2, 0);
                 let mut done = 0;
                 let _ = simd.spread_across(sums, out, &mut done);
                 spread::<1, 2, 2>(sums, done, out);
@@ -159,18 +160,19 @@ impl Upsampling {
             }
             Upsampling::Both => {
                 let (near, far) = (line(y / 2), line(beside(y)));
-                sums.resize(width, 0);
+                sums.resize(near.len(), 0);
                 if !simd.weigh(near, far, sums) {
                     for ((sum, near), far) in sums.iter_mut().zip(near).zip(far) {
                         *sum = i16::from(*near) * 3 + i16::from(*far);
                     }
                 }
-                out.resize(width * 2, 0);
+                out.resize(sums.len() * 2, 0);
                 let mut done = 0;
                 let _ = simd.spread_both(sums, out, &mut done);
                 spread::<8, 7, 4>(sums, done, out);
             }
         }
+        out
     }
 }
 
