@@ -31,6 +31,8 @@ pub struct Config {
     pub flavor_intermediate_count: usize,
     /// The sign of the first similarity of mode negative.
     pub negative_sign: NegativeSign,
+    /// Most threads of a pass over the tables; 0: one a core, at most 8.
+    pub threads: usize,
 }
 
 impl Default for Config {
@@ -39,6 +41,7 @@ impl Default for Config {
             chunk_size: 2048,
             flavor_intermediate_count: 2048,
             negative_sign: NegativeSign::Reference,
+            threads: 0,
         }
     }
 }
@@ -215,7 +218,7 @@ impl Interrogator {
     /// The five merged tables, ranked against `image`.
     fn ranking(&self, mode: Mode, image: &[f32]) -> Result<Ranking<'_>> {
         let merged = Merged::new(&self.vocabulary, &Table::ALL[..5], mode.name())?;
-        let similarities = merged.similarities(image)?;
+        let similarities = merged.similarities(image, self.config.threads)?;
         Ok(Ranking { merged, similarities, chunk_size: self.config.chunk_size })
     }
 
@@ -248,8 +251,8 @@ impl Interrogator {
                 "mode `negative` needs a label: the tables `flavors` and `negative` are empty",
             ));
         }
-        let similarities = merged.similarities(view.image)?;
-        let Config { chunk_size, flavor_intermediate_count, negative_sign } = self.config;
+        let similarities = merged.similarities(view.image, self.config.threads)?;
+        let Config { chunk_size, flavor_intermediate_count, negative_sign, .. } = self.config;
         let mut chosen = rank(&similarities[flavors], chunk_size, flavor_intermediate_count, true);
         chosen.extend(negatives);
         let phrases = phrases(&merged, chosen);

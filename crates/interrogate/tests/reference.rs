@@ -187,9 +187,8 @@ fn rankings_are_the_references() {
         let rows: Vec<f16> =
             row_values(case.seed, case.rows * case.columns).map(f16::from_f32).collect();
         let image = image_values(100 + case.seed, case.columns);
-        let mut similarities = Vec::new();
-        rank::append_similarities(&rows, &image, &mut similarities);
-        let ranking = rank::rank(&similarities, case.chunk_size, case.count, case.reverse);
+        let similarities = imprompt_similarity::similarities(&[&rows], &image, case.columns, 0);
+        let ranking = rank::rank(&similarities[0], case.chunk_size, case.count, case.reverse);
         assert_eq!(ranking[..case.first.len()], case.first, "seed {}", case.seed);
         assert_eq!(ranking.len(), case.kept, "seed {}", case.seed);
         let mut digest = Sha256::new();

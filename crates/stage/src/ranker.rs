@@ -50,7 +50,10 @@ impl RankerModel {
                 vocabulary.insert(kind, table)?;
             }
         }
-        let interrogator = Interrogator::new(vocabulary, Config::default())?;
+        let interrogator = Interrogator::new(
+            vocabulary,
+            Config { threads: parameters.threads, ..Config::default() },
+        )?;
         let text = TextModel::open(folder, file.facts, file.cleaning, parameters)?;
         let parameters = parameters.clone();
         let shared = Shared { text, dimension, interrogator, parameters };
