@@ -240,6 +240,9 @@ pub struct Interrogate {
     /// Terms that are added at most [server's default: 32, classic mode 3]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub max_flavors: Option<i32>,
+    /// Milliseconds that best and negative look for terms at most: the best prompt found in time is the answer
+    #[arg(long, value_name = "MS", allow_negative_numbers = true)]
+    pub budget_ms: Option<i32>,
     #[command(flatten)]
     #[allow(missing_docs)]
     pub generation: Generation,

@@ -2,6 +2,7 @@
 
 use imprompt_error::{Cancellation, Error, Result};
 
+use crate::budget::Budget;
 use crate::chain::{Chained, Direction, Phrase, chain};
 use crate::encoder::PromptEncoder;
 use crate::modes::{Ranked, Ranking};
@@ -69,6 +70,7 @@ pub(crate) struct View<'a> {
     image: &'a [f32],
     pub(crate) encoder: &'a mut dyn PromptEncoder,
     pub(crate) cancel: &'a dyn Cancellation,
+    pub(crate) budget: &'a Budget<'a>,
 }
 
 impl View<'_> {
@@ -81,18 +83,20 @@ impl View<'_> {
         checked(values, texts.len())
     }
 
-    /// Cosines of the picture with `prompt` continued by each of `phrases`.
+    /// Cosines of the picture with `prompt` continued by each of `phrases`; `None` when the
+    /// budget was over before.
     pub(crate) fn continuation_similarities(
         &mut self,
         prompt: &str,
         phrases: &[&str],
-    ) -> Result<Vec<f32>> {
+    ) -> Result<Option<Vec<f32>>> {
         if phrases.is_empty() {
-            return Ok(Vec::new());
+            return Ok(Some(Vec::new()));
         }
         let values =
-            self.encoder.continuation_similarities(self.image, prompt, phrases, self.cancel)?;
-        checked(values, phrases.len())
+            self.encoder.continuation_similarities(self.image, prompt, phrases, self.budget);
+        let values = self.budget.unless_over(values)?;
+        values.map(|values| checked(values, phrases.len())).transpose()
     }
 }
 
@@ -117,22 +121,25 @@ struct Draft {
     similarity: f32,
     terms: Vec<Term>,
     cut: bool,
+    /// False when the budget ended the search.
+    complete: bool,
 }
 
 impl Draft {
     fn ranked(source: Source, ranked: Ranked) -> Self {
         let Ranked { prompt, terms, cut } = ranked;
-        Draft { source, prompt, similarity: 0.0, terms, cut }
+        Draft { source, prompt, similarity: 0.0, terms, cut, complete: true }
     }
 
     fn chained(source: Source, chained: Chained) -> Self {
-        let Chained { prompt, similarity, terms } = chained;
-        Draft { source, prompt, similarity, terms, cut: false }
+        let Chained { prompt, similarity, terms, complete } = chained;
+        Draft { source, prompt, similarity, terms, cut: false, complete }
     }
 
     fn caption(caption: &str) -> Self {
         let prompt = caption.to_owned();
-        Draft { source: Source::Caption, prompt, similarity: 0.0, terms: Vec::new(), cut: false }
+        let (source, terms) = (Source::Caption, Vec::new());
+        Draft { source, prompt, similarity: 0.0, terms, cut: false, complete: true }
     }
 }
 
@@ -189,7 +196,8 @@ impl Interrogator {
             return Err(Error::internal("`image_embeds`: a value is not finite"));
         }
         cancel.check()?;
-        let mut view = View { image: image_embeds, encoder, cancel };
+        let budget = Budget::new(cancel, request.budget()?);
+        let mut view = View { image: image_embeds, encoder, cancel, budget: &budget };
         let mut drafts = match request.mode {
             Mode::Best => self.best(request.caption, counts, &mut view)?,
             Mode::Fast => {
@@ -281,9 +289,18 @@ fn outcome(mode: Mode, mut drafts: Vec<Draft>, encoder: &dyn PromptEncoder) -> R
         similarity: draft.similarity,
     });
     let candidates = candidates.collect();
-    let Draft { source, prompt, similarity, terms, cut } = drafts.swap_remove(top);
+    let complete = drafts.iter().all(|draft| draft.complete);
+    let Draft { source, prompt, similarity, terms, cut, .. } = drafts.swap_remove(top);
     let token_count = encoder.token_count(&prompt);
     let truncated = cut || token_count + 2 > encoder.context_length();
-    let report = Report { mode, source, candidates, accepted_terms: terms, token_count, truncated };
+    let report = Report {
+        mode,
+        source,
+        candidates,
+        accepted_terms: terms,
+        token_count,
+        truncated,
+        complete,
+    };
     Ok(Outcome { prompt, similarity, report })
 }

@@ -80,6 +80,7 @@ fn check(index: usize, case: &Case, image: &[f32], vocabulary: &Vocabulary, conf
         caption: &case.caption,
         min_flavors: case.min_flavors,
         max_flavors: case.max_flavors,
+        budget_ms: None,
     };
     let mut encoder = FakeClip::new(case.bias);
     let outcome = Interrogator::new(vocabulary.clone(), config)
