@@ -8,6 +8,7 @@ mod files;
 mod in_process;
 mod layout;
 mod manifest;
+pub mod parts;
 mod progress;
 mod source;
 mod stream;
