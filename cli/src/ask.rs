@@ -192,6 +192,16 @@ impl Asker {
         }
     }
 
+    /// Milliseconds that each stage took of the last questions, in their order; nothing of a server's.
+    pub fn stage_times(&self) -> Vec<(&'static str, f64)> {
+        match self {
+            Asker::Here(ensemble) => {
+                ensemble.times().map(|(stage, took)| (stage, took.as_secs_f64() * 1e3)).collect()
+            }
+            Asker::Server { .. } => Vec::new(),
+        }
+    }
+
     /// Answers each question, in order.
     pub fn ask(&mut self, questions: Vec<Question>) -> Vec<Result<Answer>> {
         match self {

@@ -273,6 +273,13 @@ fn bench_counts_what_it_asked() {
     );
     let latency = &report["latency_ms"];
     assert!(latency["p50"].as_f64().unwrap() <= latency["p99"].as_f64().unwrap());
+    let page = folder.path().join("report.html");
+    let (run, asked) =
+        ask(&[&arguments[..5], &["1,3", "--html", page.to_str().unwrap(), "--json"]].concat());
+    assert_eq!((run.stdout.lines().count(), asked.len()), (2, 2 * (20 + 3)));
+    let page = std::fs::read_to_string(page).unwrap();
+    assert!(page.contains("interrogate (best), 3 callers") && page.contains("<svg"), "{page}");
+    assert!(!["<script", "<link", "src=", "@import"].iter().any(|what| page.contains(what)));
     let (run, _) = ask(&arguments);
     assert!(run.stdout.contains("requests/s") && run.stdout.contains("ms p99"), "{}", run.stdout);
 }

@@ -126,5 +126,30 @@ fn a_repository_is_built_used_and_changed() {
         "2",
         "--json",
     ];
-    assert_eq!(lines(&at(&repository, &bench))[0]["failed"], 0);
+    let measured = lines(&at(&repository, &bench));
+    assert_eq!(measured[0]["failed"], 0);
+    let stages = measured[0]["stages"].as_array().unwrap();
+    assert_eq!(stages.len(), 2, "preprocess and clip_image: {stages:?}");
+    let parts = "picture,text,chain,image,captioner,rank";
+    let bench = ["bench", &croissant, "--part", parts, "--requests", "1", "--batch", "2", "--json"];
+    let measured = lines(&at(&repository, &bench));
+    let told: Vec<_> = measured.iter().map(|line| line["part"].as_str().unwrap()).collect();
+    assert_eq!(told.join(","), parts);
+    assert!(measured.iter().all(|line| line["latency_ms"]["p50"].as_f64().unwrap() > 0.0));
+    assert_eq!(measured[4]["answers"][0].as_array().unwrap().len(), 20, "tokens of a caption");
+    let few = ["bench", "--part", "chain", "--batch", "9999", "--requests", "1"];
+    assert!(at(&repository, &few).stderr.contains("9999 were asked for"));
+    let html = folder.path().join("report.html");
+    let html = html.to_str().unwrap();
+    let sweep = [
+        "bench", &croissant, "--part", "rank", "--batch", "9", "--sweep", "labels", "--limit", "1",
+    ];
+    let swept = at(&repository, &[&sweep[..], &["--html", html, "--json"]].concat());
+    assert_eq!(swept.code, 0, "{}", swept.stderr);
+    let curves: Vec<Value> = lines(&swept);
+    for curve in ["labels_stored", "labels_new", "labels_known"] {
+        let count = curves.iter().filter(|line| line["sweep"]["curve"] == curve).count();
+        assert!(count >= 2, "{curve}: {count} points");
+    }
+    assert!(std::fs::read_to_string(html).unwrap().contains("How cost grows with labels"));
 }

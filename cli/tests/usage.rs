@@ -52,7 +52,10 @@ fn wrong_usage_ends_with_2_and_prints_nothing_to_stdout() {
         &["build", "--clip", "c", "--model-names", "m", "--out", "r"],
         &["models", "--kind", "cat"],
         &["bench", "a.png", "--requests", "0"],
-        &["bench", "a.png", "--ensemble", "zero_shot"],
+        &["bench", "--ensemble", "zero_shot"],
+        &["bench", "a.png", "--part", "everything"],
+        &["bench", "a.png", "--concurrency", "1,0"],
+        &["bench", "--part", "text", "--server", "u"],
         &["vocabulary", "add"],
     ];
     for case in cases {

@@ -223,6 +223,24 @@ impl Interrogator {
         outcome(request.mode, drafts, view.encoder)
     }
 
+    /// The candidates of the chain of mode best for the picture with `image_embeds` (float32 `[D]`,
+    /// L2-normalised): places in the merged table, by the rule of two stages.
+    ///
+    /// # Errors
+    /// When a table is missing or the embedding has another width.
+    pub fn candidates(&self, image_embeds: &[f32]) -> Result<Vec<usize>> {
+        if image_embeds.len() != self.vocabulary.dimension() {
+            return Err(Error::internal(format!(
+                "`image_embeds`: {} values, the label tables have {}",
+                image_embeds.len(),
+                self.vocabulary.dimension()
+            )));
+        }
+        let ranking = self.ranking(Mode::Best, image_embeds)?;
+        let Config { chunk_size, flavor_intermediate_count, .. } = self.config;
+        Ok(rank(&ranking.similarities, chunk_size, flavor_intermediate_count, false))
+    }
+
     /// The five merged tables, ranked against `image`.
     fn ranking(&self, mode: Mode, image: &[f32]) -> Result<Ranking<'_>> {
         let merged = Merged::new(&self.vocabulary, &Table::ALL[..5], mode.name())?;

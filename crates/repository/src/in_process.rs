@@ -4,6 +4,7 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use imprompt_error::{Cancellation, Error, Result};
 use imprompt_stage::ensemble::{ENSEMBLES, Ensemble, Step};
@@ -22,6 +23,8 @@ struct OpenStage {
     /// Declared before the model it was made by, so that it is dropped first.
     instance: Box<dyn Stage>,
     _model: Box<dyn StageModel>,
+    /// What the last batch took here.
+    took: Duration,
 }
 
 impl InProcess {
@@ -46,7 +49,8 @@ impl InProcess {
             let folder = repository.join(step.stage.name()).join(VERSION);
             let model = imprompt_stage::open(&folder, parameters)
                 .map_err(|error| error.context(layout::shown(&folder)))?;
-            Ok(OpenStage { step, instance: model.instance()?, _model: model })
+            let instance = model.instance()?;
+            Ok(OpenStage { step, instance, _model: model, took: Duration::ZERO })
         });
         Ok(InProcess { ensemble, stages: stages.collect::<Result<_>>()? })
     }
@@ -69,6 +73,11 @@ impl InProcess {
         self.run_batch(vec![inputs], cancellation).pop().unwrap_or_else(none)
     }
 
+    /// What each stage took of the last call, in their order.
+    pub fn times(&self) -> impl Iterator<Item = (&'static str, Duration)> {
+        self.stages.iter().map(|stage| (stage.step.stage.name(), stage.took))
+    }
+
     /// Answers several requests, the stages running them together. A request that a
     /// stage refuses goes no further; the others do.
     pub fn run_batch(
@@ -81,7 +90,9 @@ impl InProcess {
             let (done, rest) = self.stages.split_at_mut(index + 1);
             let Some(stage) = done.last_mut() else { continue };
             let later: Vec<&Step> = rest.iter().map(|stage| stage.step).collect();
+            let started = Instant::now();
             step(stage, &later, self.ensemble, &mut flows, cancellation);
+            stage.took = started.elapsed();
         }
         flows.into_iter().map(|flow| flow.map(|flow| flow.finish(self.ensemble))).collect()
     }
@@ -218,7 +229,8 @@ mod tests {
         let seen = Seen::default();
         let stages = ensemble.steps.iter().map(|step| {
             let model = Fake { kind: step.stage, seen: seen.clone() };
-            OpenStage { step, instance: model.instance().unwrap(), _model: Box::new(model) }
+            let instance = model.instance().unwrap();
+            OpenStage { step, instance, _model: Box::new(model), took: Duration::ZERO }
         });
         (InProcess { ensemble, stages: stages.collect() }, seen)
     }

@@ -97,6 +97,14 @@ impl CaptionerModel {
     }
 }
 
+/// The captioner in `folder` alone, opened as its stage opens it: to be measured.
+///
+/// # Errors
+/// As [`crate::open`].
+pub fn alone(folder: &Path, file: CaptionerFile, parameters: &Parameters) -> Result<Captioner> {
+    Ok(CaptionerModel::open(folder, file, parameters)?.stage()?.captioner)
+}
+
 pub(crate) struct CaptionerStage {
     shared: Arc<Shared>,
     captioner: Captioner,

@@ -1,0 +1,70 @@
+#!/usr/bin/env python3
+"""imprompt and its peers by turns: see scripts/bench-peers."""
+import argparse
+import json
+import shlex
+import sys
+import time
+import warnings
+from pathlib import Path
+
+warnings.filterwarnings("ignore")
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import bench as common
+import report
+import serving
+from sections import SECTIONS
+
+SECTIONS = SECTIONS | {"serving": serving.serving}
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="scripts/bench-peers", description=__doc__)
+    parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"some of: {', '.join(SECTIONS)} [default: all]")
+    parser.add_argument("--quick", action="store_true", help="once, with the smaller models; results are not kept in docs/")
+    parser.add_argument("--whole", action="store_true", help="run the peer's best mode whole at the full sizes (hours)")
+    parser.add_argument("--rounds", type=int, metavar="N", help="turns of each side [default: 3, quick 1]")
+    parser.add_argument("--limit", type=int, metavar="SECONDS", help="of each section [default: 1800, quick 300]")
+    parser.add_argument("--python", required=True, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    unknown = [name for name in arguments.sections if name not in SECTIONS]
+    if unknown:
+        parser.error(f"no such section: {', '.join(unknown)}; there are {', '.join(SECTIONS)}")
+    out = common.CACHE / "quick" if arguments.quick else common.ROOT / "docs/benchmarks"
+    out.mkdir(parents=True, exist_ok=True)
+    command = shlex.join(["scripts/bench-peers", *sys.argv[1:]]).replace(f" --python {arguments.python}", "")
+
+    common.CACHE.mkdir(parents=True, exist_ok=True)
+    worker = common.Worker("stock", arguments.python)
+    versions = worker.ask(300, "versions") | {"imprompt": common.output(str(common.IMPROMPT), "--version"),
+                                              "commit": common.output("git", "-C", str(common.ROOT), "rev-parse", "--short", "HEAD")}
+    common.say("measuring what the machine can do")
+    peaks = common.peaks(worker)
+    worker.close()
+    print(json.dumps(peaks))
+    failed = []
+    for name in arguments.sections or SECTIONS:
+        common.say(f"section {name}")
+        started = time.monotonic()
+        one = common.Bench(arguments, name)
+        print(f"\n{name}: {SECTIONS[name].__doc__}", flush=True)
+        try:
+            SECTIONS[name](one)
+        except common.Failed as error:
+            print(f"error: {name}: {error}", file=sys.stderr, flush=True)
+            failed.append(name)
+        finally:
+            one.close()
+        if one.rows:
+            result = one.result(command, versions, peaks) | {"seconds": time.monotonic() - started}
+            (out / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+    print()
+    print(report.tables(out))
+    if not arguments.quick:
+        report.write(out)
+    if failed:
+        sys.exit(f"error: sections that failed: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main()
