@@ -6,7 +6,9 @@ use std::ops::Range;
 use crate::lanes::{LANES, first, first_bytes, transpose};
 use crate::linear::{Linear, Out, Parallel, Scratch, Weight, Weights};
 use crate::quantized::{INT4_BLOCK, ROW_BLOCK};
-use crate::tile::{Line, PANEL, PANEL_SCRATCH, Place, Shared, Tiles, by_height, columns, part};
+use crate::tile::{
+    Line, PANEL, PANEL_SCRATCH, Place, Shared, Tiles, ask_ahead, by_height, columns, part,
+};
 
 /// Words of four inputs that go by before the next tile's turn.
 const DEPTH: usize = 512;
@@ -146,6 +148,7 @@ unsafe fn pack_panels(
                 // SAFETY: `left` bytes of output `start + row`.
                 true => unsafe {
                     let start = values.as_ptr().wrapping_add((start + row) * inputs + byte);
+                    ask_ahead(start);
                     let signed = _mm512_maskz_loadu_epi8(first_bytes(left), start.cast());
                     _mm512_xor_si512(signed, _mm512_set1_epi8(-128))
                 },

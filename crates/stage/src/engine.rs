@@ -15,5 +15,6 @@ pub(crate) fn runtime(parameters: &Parameters) -> Result<&'static dyn Runtime> {
 
 /// The options of one instance's engines.
 pub(crate) fn options(parameters: &Parameters) -> EngineOptions {
-    EngineOptions { threads: parameters.threads, ..EngineOptions::default() }
+    let Parameters { threads, kernels, .. } = *parameters;
+    EngineOptions { threads, kernels, ..EngineOptions::default() }
 }

@@ -10,6 +10,8 @@ use imprompt_error::{Error, Result};
 pub struct Parameters {
     /// Threads of one instance's engine session, and of its passes over label tables; 0: one a core.
     pub threads: usize,
+    /// Whether imprompt's own kernels compute what they can; 0 leaves all to the engine.
+    pub kernels: bool,
     /// The ONNX Runtime library to open; none: looked for in the usual places.
     pub onnxruntime: Option<PathBuf>,
     /// Most bytes of one encoded picture.
@@ -34,6 +36,7 @@ impl Default for Parameters {
     fn default() -> Self {
         Parameters {
             threads: 0,
+            kernels: true,
             onnxruntime: None,
             max_image_bytes: 20 << 20,
             max_image_side: 16_384,
@@ -49,8 +52,9 @@ impl Default for Parameters {
 
 impl Parameters {
     /// The keys that [`Self::set`] knows.
-    pub const KEYS: [&'static str; 10] = [
+    pub const KEYS: [&'static str; 11] = [
         "threads",
+        "kernels",
         "onnxruntime",
         "max_image_bytes",
         "max_image_side",
@@ -66,6 +70,7 @@ impl Parameters {
     pub fn set(&mut self, key: &str, value: &str) -> Result<()> {
         match key {
             "threads" => self.threads = number(key, value, 0, 1_024)?,
+            "kernels" => self.kernels = number(key, value, 0, 1)? == 1,
             "onnxruntime" => self.onnxruntime = Some(PathBuf::from(value)),
             "max_image_bytes" => self.max_image_bytes = number(key, value, 1, 1 << 30)?,
             "max_image_side" => self.max_image_side = number(key, value, 1, 65_535)?,
@@ -115,9 +120,11 @@ mod tests {
     fn every_key_is_settable_and_others_are_refused() {
         let mut parameters = Parameters::default();
         for key in Parameters::KEYS {
-            parameters.set(key, "7").unwrap();
+            let value = if key == "kernels" { "0" } else { "7" };
+            parameters.set(key, value).unwrap();
         }
         assert_eq!((parameters.threads, parameters.max_image_pixels), (7, 7));
+        assert!(!parameters.kernels);
         assert!(parameters.set("thread", "1").is_err());
         assert!(parameters.set("threads", "-1").is_err());
         assert!(parameters.set("max_image_side", "70000").is_err());
