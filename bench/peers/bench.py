@@ -149,8 +149,8 @@ class Bench:
     # What is kept
 
     def row(self, name, unit, values, better="lower", note="", goal="", work=None):
-        """A line of the table: `values` by side, a list each. `work`: what one unit needs at least, `gflop` or
-        `gbytes`, of a second's `count`."""
+        """A line of the table: `values` by side, a list each. `work`: the `gflop` of products, or the `gbytes` of
+        weights, that one text or one run needs at least."""
         row = {"section": self.section, "name": name, "unit": unit, "better": better, "note": note, "goal": goal, "values": values}
         if work:
             row["work"] = work

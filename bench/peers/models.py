@@ -130,7 +130,9 @@ def blip_files(folder):
             words.append(word)
     words = words[:30522] + ["[DEC]", "[ENC]"]
     (folder / "vocab.txt").write_text("\n".join(words) + "\n")
-    write(folder, "tokenizer_config.json", dict(tokenizer_class="BertTokenizer", do_lower_case=True, model_max_length=512))
+    special = dict(bos_token="[DEC]", additional_special_tokens=["[ENC]"])
+    write(folder, "special_tokens_map.json", special)
+    write(folder, "tokenizer_config.json", dict(tokenizer_class="BertTokenizer", do_lower_case=True, model_max_length=512, **special))
     captioner_processor(folder, "BlipProcessor", 384)
 
 

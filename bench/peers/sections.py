@@ -66,6 +66,11 @@ def tower(folder, side):
     return 24 * layers * width ** 2 / 1e9
 
 
+def tokens(bench, texts):
+    """How many tokens each text has, start and end token apart."""
+    return bench.peers()["stock"].ask(300, "tokens", texts=texts)["tokens"]
+
+
 def rates(found, ours_rate):
     """Things a second of both sides: the peers' answers have seconds and a count."""
     values = {}
@@ -80,16 +85,19 @@ def rates(found, ours_rate):
 def labels(bench):
     """Label tables: texts to embeddings."""
     ours_count, peer_count = (512, 32) if bench.quick else (2048, 128)
-    file, _ = texts_file(ours_count)
+    file, texts = texts_file(ours_count)
     sample = spread(terms("flavors"), peer_count)
     for name, folder in clips(bench):
         repositories = clip_repositories(bench, name, folder)
+        # The start token is the same in all of them; the end token is not.
+        counts = tokens(bench, texts)
+        work = {"gflop": tower(folder, "text") * (sum(counts) / len(counts) + 1), "of": "text"}
         ours = {precision: lambda at=at: bench.ours("text", "--texts", file, "--batch", ours_count, "--requests", 2, "--warm-up", 0,
                                                     repository=at) for precision, at in repositories.items()}
         found = bench.alternate(ours, lambda ask: ask("text", model=str(folder), texts=sample, embeddings=8))
         goal = {"clip-vit-l-14": "40x, int8 110x"}.get(name, "")
         bench.row(f"label table, {shown(name)}", "texts/s", rates(found, lambda answer: answer["per_second"]["texts"]), "higher",
-                  f"a sample of {ours_count} terms, the peer's of {peer_count}", goal, {"gflop": tower(folder, "text"), "of": "token"})
+                  f"a sample of {ours_count} terms, the peer's of {peer_count}", goal, work)
         for precision, at in repositories.items():
             told = bench.run([common.IMPROMPT, "embed", "--repo", at, "--text", *sample[:8]]).splitlines()
             rows = [json.loads(line)["embedding"] for line in told]
@@ -101,10 +109,13 @@ def labels(bench):
 def chain(bench):
     """A step of the chain."""
     peer_count = 32 if bench.quick else 128
-    file, _ = texts_file(CANDIDATES)
+    file, texts = texts_file(CANDIDATES)
     sample = spread(terms("flavors"), peer_count)
     for name, folder in clips(bench):
         repositories = clip_repositories(bench, name, folder)
+        # The prompt once; of each phrase its tokens, the comma and the end token.
+        counts = tokens(bench, [PROMPT, *texts])
+        work = {"gflop": tower(folder, "text") * (sum(counts) + 1 + 2 * len(texts)), "of": "run"}
         ours = {precision: lambda at=at: bench.ours("chain", "--texts", file, "--prompt", PROMPT, "--batch", CANDIDATES, "--requests", 2,
                                                     "--warm-up", 0, repository=at) for precision, at in repositories.items()}
         found = bench.alternate(ours, lambda ask: ask("chain", model=str(folder), prompt=PROMPT, phrases=sample))
@@ -116,8 +127,7 @@ def chain(bench):
                 values[side] = [answer["latency_ms"]["p50"] / 1e3 for answer in answers]
         goal = {"clip-vit-l-14": "80x, int8 180x"}.get(name, "")
         bench.row(f"chain step of {CANDIDATES} phrases, {shown(name)}", "s", values, "lower",
-                  f"the peer scored {peer_count} of them: scaled, its cost is linear in rows", goal,
-                  {"gflop": tower(folder, "text"), "of": "token"})
+                  f"the peer scored {peer_count} of them: scaled, its cost is linear in rows", goal, work)
 
 
 def image(bench):
@@ -215,10 +225,10 @@ def rank(bench):
 
 
 def decoder_bytes(folder):
-    """Bytes of float32 weights that a token of a captioner must read."""
+    """Bytes of weights, as they are stored, that a token of a captioner must read; and of one weight."""
     with open(folder / "model.safetensors", "rb") as file:
         header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
-    total = 0
+    total, one = 0, 4
     for name, tensor in header.items():
         # A picture's keys and values are computed once; of the embeddings a row is read.
         is_head = name.endswith(("cls.predictions.decoder.weight", "decoder.embed_tokens.weight"))
@@ -226,8 +236,9 @@ def decoder_bytes(folder):
         is_decoder = name.startswith(("text_decoder.", "language_model."))
         is_once = "crossattention.self.key" in name or "crossattention.self.value" in name
         if is_decoder and (is_head or is_layer) and not is_once:
-            total += 4 * (tensor["data_offsets"][1] - tensor["data_offsets"][0]) // {"F32": 4, "F16": 2}[tensor["dtype"]]
-    return total
+            total += tensor["data_offsets"][1] - tensor["data_offsets"][0]
+            one = {"F32": 4, "F16": 2}[tensor["dtype"]]
+    return total, one
 
 
 def caption(bench):
@@ -235,7 +246,8 @@ def caption(bench):
     names = ["blip-base"] if bench.quick else ["blip-base", "blip-large", "blip2-opt-shapes", "blip2-opt-shapes-f16"]
     for name, folder in zip(names, models(bench.python, *names)):
         repositories = {precision: repository(bench, name, precision, captioner=folder) for precision in precisions()}
-        gbytes = decoder_bytes(folder) / 1e9
+        stored, of_one = decoder_bytes(folder)
+        gbytes = stored / 1e9
         is_blip2 = name.startswith("blip2")
         goals = ("80% of the memory limit, int8 4x, int4 7x", "2x", "2.5x") if not bench.quick else ("", "", "")
         for batch in (1, 8):
@@ -254,7 +266,7 @@ def caption(bench):
             bench.row(f"a token, {shown(name)}, batch {batch}", "s", values("token", "token"), "lower", "", goals[0], work)
             if is_blip2:
                 # 32 layers and the head against 4 and the head: a token costs the bytes it reads.
-                layer = 4 * (4 * 2560 ** 2 + 2 * 2560 * 10240) / 1e9
+                layer = of_one * (4 * 2560 ** 2 + 2 * 2560 * 10240) / 1e9
                 scale = (gbytes + 28 * layer) / gbytes
                 bench.row(f"a token, OPT-2.7b, batch {batch}", "s", values("token", "token", scale), "lower",
                           f"extrapolated from 4 of 32 layers, {scale:.2f} times the bytes", goals[0])
