@@ -87,6 +87,9 @@ pub struct Build {
     /// Threads of each stage instance; 0: one a core
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u16).range(0..=1024))]
     pub threads: u16,
+    /// In how many bits weights are kept: f32 (as they are), f16 (where lossless), int8, int4; of all parts, or of one: clip_image, clip_text, captioner; repeatable
+    #[arg(long, value_name = "P|PART=P", value_delimiter = ',')]
+    pub precision: Vec<imprompt_repository::PrecisionChoice>,
     /// Copy the weights even where hard links would do
     #[arg(long)]
     pub copy: bool,
@@ -237,6 +240,9 @@ pub struct Interrogate {
     /// Terms that are added at most [server's default: 32, classic mode 3]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub max_flavors: Option<i32>,
+    /// Milliseconds that best and negative look for terms at most: the best prompt found in time is the answer
+    #[arg(long, value_name = "MS", allow_negative_numbers = true)]
+    pub budget_ms: Option<i32>,
     #[command(flatten)]
     #[allow(missing_docs)]
     pub generation: Generation,

@@ -353,6 +353,50 @@ fn shards_are_found_by_their_index() {
 }
 
 #[test]
+fn files_of_a_subfolder_lie_in_that_subfolder() {
+    let folder = project().join("goldens/captioners/instruct_plain");
+    let golden = |name: &str| std::fs::read(folder.join(name)).unwrap();
+    let mut files = Files::new();
+    for name in ["config.json", "generation_config.json", WEIGHTS] {
+        files.insert(name.into(), golden(name));
+    }
+    let words: Vec<String> = (0..101).map(|id| format!("w{id}")).collect();
+    let special = "[PAD]\n[UNK]\n[SEP]\n[CLS]\n";
+    for (name, words) in
+        [("vocab.txt", &words[..92]), ("qformer_tokenizer/vocab.txt", &words[..97])]
+    {
+        files.insert(name.into(), (special.to_owned() + &words.join("\n")).into_bytes());
+    }
+    files.insert("qformer_tokenizer/README.md".into(), b"not needed".to_vec());
+    let processor = json!({
+        "image_processor_type": "BlipImageProcessor", "size": {"height": 32, "width": 32},
+    });
+    files.insert("preprocessor_config.json".into(), processor.to_string().into_bytes());
+    let second = files["qformer_tokenizer/vocab.txt"].clone();
+    let machine = Machine::new();
+    let server = Hub { files, ..Hub::default() }.start();
+    let build = |endpoint: &str| {
+        let mut command = imprompt();
+        command.args(["build", "--captioner", "acme/clip", "--out"]);
+        command.arg(machine.path("repository"));
+        command.env("HF_HOME", machine.path("hf")).env("HF_ENDPOINT", endpoint);
+        run(&mut command)
+    };
+    let online = build(&server.url);
+    assert_eq!(online.code, 0, "{}", online.stderr);
+    assert!(!server.asked().iter().any(|asked| asked.path.ends_with("README.md")));
+    let snapshot = machine.snapshot().join("qformer_tokenizer/vocab.txt");
+    assert!(snapshot.is_symlink());
+    assert_eq!(std::fs::read(&snapshot).unwrap(), second);
+    for stage in ["captioner", "caption_stream"] {
+        let built = machine.path("repository").join(stage).join("1/qformer_tokenizer/vocab.txt");
+        assert_eq!(std::fs::read(built).unwrap(), second);
+    }
+    let unreachable = build("http://127.0.0.1:9");
+    assert_eq!(unreachable.code, 0, "{}", unreachable.stderr);
+}
+
+#[test]
 fn a_revision_is_a_branch_or_a_commit() {
     let machine = Machine::new();
     let server = Hub::default().start();

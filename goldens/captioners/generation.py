@@ -25,7 +25,7 @@ def head(model, family):
     """The module whose output are the logits."""
     if family == "git":
         return model.output
-    return model.language_model.lm_head if family == "t5" else model.text_decoder.cls
+    return model.language_model.lm_head if family in ("t5", "instruct") else model.text_decoder.cls
 
 
 class Noisy(blip2.Noisy):
@@ -40,7 +40,8 @@ class Noisy(blip2.Noisy):
 @torch.no_grad()
 def generate(model, family, pixel_values, prompt, limit, options, end):
     ids, skip = captioners.arguments(family, prompt)
-    out = model.generate(pixel_values=pixel_values, input_ids=ids, max_new_tokens=limit, **options)
+    more = captioners.more_arguments(family, prompt)
+    out = model.generate(pixel_values=pixel_values, input_ids=ids, max_new_tokens=limit, **more, **options)
     new = out[0].tolist()[skip:]
     return new, "end" if new[-1] == end else "length"
 
@@ -69,7 +70,8 @@ def make(name):
                     dropped += 1
                     break
         else:
-            cases.append(dict(picture=picture, prompt_ids=prompt, max_new_tokens=limit, options=options, ids=found[0], stop=found[1]))
+            asked = captioners.case(family, picture, prompt, limit)
+            cases.append(asked | dict(options=options, ids=found[0], stop=found[1]))
     pins = {package: version(package) for package in ("torch", "transformers")}
     lines = ",\n".join(json.dumps(case) for case in cases)
     (folder / "generation.json").write_text(json.dumps(dict(pins=pins, cases=[]))[:-2] + f"\n{lines}\n]}}\n")

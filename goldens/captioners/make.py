@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
 """Small caption models of the real architectures (BLIP, BLIP for questions, GIT, BLIP-2
-with T5) with random
-weights, and what the pinned transformers says with them: the golden files of crates/caption.
+with T5, InstructBLIP with T5) with random weights, and what the pinned transformers says with them: the golden files of crates/caption.
 
     goldens/setup && .imprompt/goldens-venv/bin/python goldens/captioners/make.py [NAME...]
 
 Each folder is as `save_pretrained` writes it (f32, f16, bf16, whole or in shards) plus
-  expected.json         the captions: prompt ids (as the tokenizer gives them), limits, token ids
-                        (the new ones alone), why each stopped; the pins
+  expected.json         the captions: prompt ids (as the tokenizer gives them; for InstructBLIP
+                        also as the Q-Former's does), limits, token ids (the new ones alone),
+                        why each stopped; the pins
   expected.safetensors  pictures u8 [N,3,S,S] (pixel_values = u8 / 127.5 - 1), and for them
                         picture_embeds (what the encoders make of them) and logits (of the first
                         generated token of the first case)
@@ -22,7 +22,8 @@ warnings.filterwarnings("ignore")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 import torch
 from safetensors.torch import save_file
-from transformers import (Blip2Config, Blip2ForConditionalGeneration, BlipConfig, BlipForConditionalGeneration, BlipForQuestionAnswering, GitConfig, GitForCausalLM)
+from transformers import (Blip2Config, Blip2ForConditionalGeneration, BlipConfig, BlipForConditionalGeneration, BlipForQuestionAnswering, GitConfig, GitForCausalLM,
+                          InstructBlipConfig, InstructBlipForConditionalGeneration)
 
 HERE = Path(__file__).resolve().parent
 PICTURES = 4
@@ -37,6 +38,8 @@ BLIP_TEXT = TEXT | dict(bos_token_id=2, pad_token_id=0)
 QFORMER = dict(hidden_size=24, intermediate_size=36, num_attention_heads=4, num_hidden_layers=3, vocab_size=64)
 T5 = dict(model_type="t5", d_model=32, d_kv=8, d_ff=48, num_heads=4, num_layers=2, vocab_size=96, bos_token_id=1, pad_token_id=0,
           decoder_start_token_id=0, relative_attention_num_buckets=8, relative_attention_max_distance=20, feed_forward_proj="gated-gelu", tie_word_embeddings=False)
+# The Q-Former of InstructBLIP has a vocabulary of its own: the words of the other one, the last first.
+QFORMER_WORDS = 101
 
 MODELS = {
     "blip_plain": dict(family="blip"),
@@ -56,6 +59,16 @@ MODELS = {
     "t5_silu": dict(family="t5", dtype=torch.bfloat16, queries=9,
                     text=dict(d_kv=16, num_heads=2, num_decoder_layers=3, feed_forward_proj="gated-silu", relative_attention_num_buckets=6,
                               relative_attention_max_distance=5)),
+    # Seeds before: the reference itself is 1e-4 away from what it says in float64.
+    "instruct_plain": dict(family="instruct", queries=6, seed=3),
+    # The longest prompt has as many tokens as the Q-Former has positions.
+    "instruct_odd": dict(family="instruct", dtype=torch.float16, shard="90KB", queries=5,
+                         vision=dict(image_size=38, patch_size=9, num_attention_heads=6, hidden_act="quick_gelu", layer_norm_eps=1e-2, qkv_bias=False),
+                         qformer=dict(hidden_size=20, num_attention_heads=5, num_hidden_layers=4, cross_attention_frequency=3, hidden_act="gelu_new",
+                                      layer_norm_eps=1e-2, max_position_embeddings=7),
+                         text=dict(d_kv=6, num_layers=1, feed_forward_proj="relu", tie_word_embeddings=True, decoder_start_token_id=7)),
+    "instruct_defaults": dict(family="instruct", dtype=torch.bfloat16, omit=True, vision=dict(num_attention_heads=16, hidden_size=32),
+                              qformer=dict(num_attention_heads=12, num_hidden_layers=1, cross_attention_frequency=2, max_position_embeddings=512, hidden_size=12)),
 }
 
 
@@ -66,6 +79,12 @@ def build(spec):
     if spec["family"] == "t5":
         return Blip2ForConditionalGeneration(Blip2Config(
             vision_config=vision, qformer_config=QFORMER, text_config=T5 | extra, num_query_tokens=spec.get("queries", 4)))
+    if spec["family"] == "instruct":
+        qformer = QFORMER | dict(vocab_size=QFORMER_WORDS, max_position_embeddings=16) | spec.get("qformer", {})
+        # `generate` asks for the architecture: LLaMA has answers to mend.
+        text = T5 | dict(architectures=["T5ForConditionalGeneration"]) | extra
+        return InstructBlipForConditionalGeneration(InstructBlipConfig(
+            vision_config=vision, qformer_config=qformer, text_config=text, num_query_tokens=spec.get("queries", 4)))
     config = BlipConfig(vision_config=vision, text_config=BLIP_TEXT | extra)
     return (BlipForQuestionAnswering if spec["family"] == "vqa" else BlipForConditionalGeneration)(config)
 
@@ -85,7 +104,7 @@ def randomize(model, seed):
 def end_with(model, family, token):
     if family == "git":
         model.config.eos_token_id = model.generation_config.eos_token_id = token
-    elif family == "t5":
+    elif family in ("t5", "instruct"):
         model.config.text_config.eos_token_id = token
         model.language_model.config.eos_token_id = model.language_model.generation_config.eos_token_id = token
     else:
@@ -99,15 +118,25 @@ def arguments(family, prompt):
         # The end token behind a prompt would be the end; without text the class token is the beginning.
         ids = torch.tensor([[CLS]]) if prompt is None else ids[:, :-1]
         return ids, ids.shape[1]
-    if family in ("vqa", "t5") or prompt is None:
+    if family in ("vqa", "t5", "instruct") or prompt is None:
         return ids, 1
     return ids, len(prompt) - 1
+
+
+def qformer_ids(prompt):
+    """The prompt as the tokenizer of the Q-Former gives it."""
+    return [QFORMER_WORDS - 1 - id for id in prompt]
+
+
+def more_arguments(family, prompt):
+    """What `generate` is given besides."""
+    return dict(qformer_input_ids=torch.tensor([qformer_ids(prompt)])) if family == "instruct" else {}
 
 
 @torch.no_grad()
 def say(model, family, pixel_values, prompt, limit):
     """The new tokens of one greedy caption, and for each how near the second best token came."""
-    kwargs = dict(max_new_tokens=limit, output_scores=True, return_dict_in_generate=True)
+    kwargs = dict(max_new_tokens=limit, output_scores=True, return_dict_in_generate=True, **more_arguments(family, prompt))
     ids, skip = arguments(family, prompt)
     out = model.generate(pixel_values=pixel_values, input_ids=ids, **kwargs)
     new = out.sequences[0].tolist()[skip:]
@@ -117,7 +146,9 @@ def say(model, family, pixel_values, prompt, limit):
 def wanted(family, row):
     """Prompts as a tokenizer gives them, the last id being the end token's place, and limits."""
     prompts = [[CLS, 7, 31, 4], [CLS, 11, 60, 12, 9, 44, 4], [CLS, 8, 4], [CLS, 33, 8, 21, 14, 4], [CLS, 90, 17, 4]]
-    return [(p, 20) for p in (prompts[:4] if family == "vqa" else [None, *prompts[:3]])] + [(prompts[row], 1)]
+    # InstructBLIP: what the tokenizer makes of no text.
+    first = [CLS, 4] if family == "instruct" else None
+    return [(p, 20) for p in (prompts[:4] if family == "vqa" else [first, *prompts[:3]])] + [(prompts[row], 1)]
 
 
 def cases(model, family, pixel_values):
@@ -125,14 +156,20 @@ def cases(model, family, pixel_values):
             for row in range(len(pixel_values)) for prompt, limit in wanted(family, row)]
 
 
-def ended(free, end):
+def case(family, picture, prompt, limit):
+    """What is asked."""
+    more = dict(qformer_ids=qformer_ids(prompt)) if family == "instruct" else {}
+    return dict(picture=picture, prompt_ids=prompt, **more, max_new_tokens=limit)
+
+
+def ended(family, free, end):
     """What the captions `free` of an end are with this one; how near the second best token came."""
     found, smallest = [], float("inf")
     for row, prompt, limit, ids, margins in free:
         if end in ids:
             ids = ids[: ids.index(end) + 1]
         smallest = min(smallest, *margins[: len(ids)])
-        found.append(dict(picture=row, prompt_ids=prompt, max_new_tokens=limit, ids=ids, stop="end" if end in ids else "length"))
+        found.append(case(family, row, prompt, limit) | dict(ids=ids, stop="end" if end in ids else "length"))
     return found, smallest
 
 
@@ -150,9 +187,11 @@ def expected_tensors(model, spec, pictures, pixel_values, first):
         picture = model.git.visual_projection(model.git.image_encoder(pixel_values).last_hidden_state)
     else:
         picture = model.vision_model(pixel_values).last_hidden_state
-    if family == "t5":
+    if family in ("t5", "instruct"):
         queries = model.query_tokens.expand(PICTURES, -1, -1)
-        picture = model.language_projection(model.qformer(query_embeds=queries, encoder_hidden_states=picture).last_hidden_state)
+        read = dict(input_ids=torch.tensor([qformer_ids(first["prompt_ids"])] * PICTURES)) if family == "instruct" else {}
+        states = model.qformer(query_embeds=queries, encoder_hidden_states=picture, **read).last_hidden_state
+        picture = model.language_projection(states[:, : queries.shape[1]])
     logits = torch.cat([say(model, family, row[None], first["prompt_ids"], 1)[2] for row in pixel_values])
     return {name: tensor.contiguous() for name, tensor in dict(pictures=pictures, picture_embeds=picture, logits=logits).items()}
 
@@ -160,7 +199,7 @@ def expected_tensors(model, spec, pictures, pixel_values, first):
 def make(name):
     spec, folder = MODELS[name], HERE / name
     dtype = spec.get("dtype", torch.float32)
-    for seed in range(1, 4000):
+    for seed in range(spec.get("seed", 1), 4000):
         model = build(spec).eval()
         randomize(model, seed)
         model = model.to(dtype).float()  # what the file will hold
@@ -171,7 +210,7 @@ def make(name):
         end_with(model, spec["family"], -1)
         free = cases(model, spec["family"], pixel_values)
         ends = sorted({i for *_, ids, _ in free for i in ids[1:]} - {0, 1, 2, CLS})
-        choices = [(end, *ended(free, end)) for end in ends]
+        choices = [(end, *ended(spec["family"], free, end)) for end in ends]
         choices = [choice for choice in choices if good(*choice[1:])]
         if choices:
             break
@@ -189,9 +228,11 @@ def make(name):
         for key in ("position_embedding_type", "hidden_act", "layer_norm_eps", "is_decoder"):
             text.pop(key, None)
             config["vision_config"].pop(key, None)
+        for key in ("num_attention_heads", "hidden_act", "layer_norm_eps", "cross_attention_frequency", "max_position_embeddings"):
+            config.get("qformer_config", {}).pop(key, None)
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     model = type(model).from_pretrained(folder, torch_dtype=torch.float32).eval()
-    assert ended(cases(model, spec["family"], pixel_values), end)[0] == found, f"{name}: the folder does not say what the model said"
+    assert ended(spec["family"], cases(model, spec["family"], pixel_values), end)[0] == found, f"{name}: the folder does not say what the model said"
     save_file(expected_tensors(model, spec, pictures, pixel_values, found[0]), folder / "expected.safetensors")
     pins = {package: version(package) for package in ("torch", "transformers", "safetensors", "numpy")}
     body = json.dumps(dict(pins=pins, seed=seed, end_token_id=end, smallest_margin=round(margin, 5), cases=[]))[:-2]

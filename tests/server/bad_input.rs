@@ -194,6 +194,7 @@ fn parameters_of_interrogate() {
     refused(model, &good().bytes("mode", [1, 1], [b"\xff\xff"]), 400, "mode");
     for value in [-1, 0, i32::MAX, i32::MIN] {
         refused(model, &number("max_flavors", value), 400, "max_flavors");
+        refused(model, &number("budget_ms", value), 400, "budget_ms");
         refused(model, &number("max_new_tokens", value), 400, "max_new_tokens");
     }
     refused(model, &number("min_flavors", -1), 400, "min_flavors");

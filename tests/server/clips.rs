@@ -43,6 +43,8 @@ fn open_clip_and_siglip_answer_as_their_references() {
         ("open_clip/words", "open_clip/zero_shot.json", Some("models/demo-clip")),
         ("siglip/siglip", "siglip/siglip.json", None),
         ("siglip/siglip2", "siglip/siglip2.json", None),
+        ("open_clip/siglip", "open_clip/siglip.json", None),
+        ("open_clip/siglip2", "open_clip/siglip2.json", None),
     ] {
         let golden = fs::read(project().join("goldens").join(golden)).unwrap();
         let golden: Value = serde_json::from_slice(&golden).unwrap();
@@ -55,6 +57,7 @@ fn open_clip_and_siglip_answer_as_their_references() {
             vocabularies: Vec::new(),
             out: repository.clone(),
             copy: false,
+            precision: imprompt_repository::Precision::default(),
             threads: 1,
             onnxruntime: None,
         };

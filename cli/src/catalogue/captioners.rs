@@ -2,7 +2,9 @@
 //! sisters. Parameters were counted on the architectures as transformers 4.33.1 builds them; sizes
 //! are those that clip-interrogator's source gives beside the names.
 
-use imprompt_repository::family::{BLIP, BLIP2_OPT, BLIP2_T5, Family, GIT};
+use imprompt_repository::family::{
+    BLIP, BLIP2_OPT, BLIP2_T5, Family, GIT, INSTRUCTBLIP_T5, INSTRUCTBLIP_VICUNA,
+};
 
 /// A caption model.
 pub(super) struct Captioner {
@@ -19,8 +21,10 @@ pub(super) struct Captioner {
 
 const MIT: &str = "MIT";
 const BSD: &str = "BSD-3-Clause";
+/// Of LLaMA and Vicuna.
+const VICUNA: &str = "other";
 
-pub(super) const CAPTIONERS: [Captioner; 9] = [
+pub(super) const CAPTIONERS: [Captioner; 13] = [
     Captioner {
         name: "blip-base",
         hub_id: "Salesforce/blip-image-captioning-base",
@@ -101,5 +105,41 @@ pub(super) const CAPTIONERS: [Captioner; 9] = [
         disk: None,
         licence: MIT,
         good_for: "as blip2-flan-t5-xl, with a larger language model",
+    },
+    Captioner {
+        name: "instructblip-flan-t5-xl",
+        hub_id: "Salesforce/instructblip-flan-t5-xl",
+        family: INSTRUCTBLIP_T5,
+        parameters: 4022.97,
+        disk: None,
+        licence: MIT,
+        good_for: "instructions and questions in whole sentences",
+    },
+    Captioner {
+        name: "instructblip-flan-t5-xxl",
+        hub_id: "Salesforce/instructblip-flan-t5-xxl",
+        family: INSTRUCTBLIP_T5,
+        parameters: 12310.12,
+        disk: None,
+        licence: MIT,
+        good_for: "as instructblip-flan-t5-xl, with a larger language model",
+    },
+    Captioner {
+        name: "instructblip-vicuna-7b",
+        hub_id: "Salesforce/instructblip-vicuna-7b",
+        family: INSTRUCTBLIP_VICUNA,
+        parameters: 7913.21,
+        disk: None,
+        licence: VICUNA,
+        good_for: "long descriptions",
+    },
+    Captioner {
+        name: "instructblip-vicuna-13b",
+        hub_id: "Salesforce/instructblip-vicuna-13b",
+        family: INSTRUCTBLIP_VICUNA,
+        parameters: 14191.45,
+        disk: None,
+        licence: VICUNA,
+        good_for: "as instructblip-vicuna-7b, with a larger language model",
     },
 ];

@@ -246,6 +246,9 @@ mod tests {
         assert!(!said.contains("did you mean") && said.contains("CLIP (vision transformer)"));
         let said = failure("RN50/openai", Role::Clip);
         assert!(said.contains("CLIP (ResNet), is known but not supported"), "{said}");
+        let said = failure("instructblip-vicuna-7b", Role::Captioner);
+        assert!(said.contains("InstructBLIP (Vicuna), is known but not supported"), "{said}");
+        assert!(said.contains("InstructBLIP (Flan-T5)"), "{said}");
         let said = failure("ViT-B-32/laion2b_e16", Role::Clip);
         assert!(said.contains("outside of any hub"), "{said}");
         let said = failure("ViT-L-14/openai", Role::Captioner);

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use imprompt_repository::family::Role;
-use imprompt_repository::{BuildRequest, Manifest, ModelFolder, Progress as _};
+use imprompt_repository::{BuildRequest, Manifest, ModelFolder, Precision, Progress as _};
 
 use crate::arguments::{Build, Device};
 use crate::catalogue::{self, ModelNames};
@@ -43,6 +43,7 @@ pub fn run(arguments: &Build) -> Result<()> {
         vocabularies: vocabularies(&arguments.vocabulary, &bars)?,
         out: arguments.out.clone(),
         copy: arguments.copy,
+        precision: Precision::of(&arguments.precision),
         threads: arguments.threads.into(),
         onnxruntime: installed::onnxruntime(arguments.onnxruntime.as_deref())?,
     };

@@ -50,5 +50,6 @@ fn question(arguments: &Interrogate, mode: Mode, picture: Vec<u8>) -> Question {
         .text("given_caption", arguments.given_caption.as_deref())
         .number("min_flavors", arguments.min_flavors)
         .number("max_flavors", arguments.max_flavors)
+        .number("budget_ms", arguments.budget_ms)
         .generation(&arguments.generation)
 }

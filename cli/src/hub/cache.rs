@@ -56,16 +56,17 @@ impl ModelCache {
         Ok(file)
     }
 
-    /// Puts the blob `etag` into the snapshot of `commit` as `name`, a plain file name.
+    /// Puts the blob `etag` into the snapshot of `commit` as `name`, which may lie in a subfolder
+    /// of it.
     pub(super) fn link(&self, etag: &str, commit: &str, name: &str) -> Result<()> {
-        let folder = self.snapshot(commit);
-        create(&folder)?;
-        let target = folder.join(name);
+        let target = self.snapshot(commit).join(name);
+        create(target.parent().unwrap_or(&self.root))?;
         // A link that leads nowhere: its blob was removed, and is there again.
         if target.is_symlink() {
             fs::remove_file(&target).map_err(|error| failed(&target, &error))?;
         }
-        std::os::unix::fs::symlink(Path::new("../../blobs").join(etag), &target)
+        let up = "../".repeat(2 + name.matches('/').count());
+        std::os::unix::fs::symlink(Path::new(&up).join("blobs").join(etag), &target)
             .map_err(|error| failed(&target, &error))
     }
 

@@ -4,7 +4,9 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use imprompt_repository::{CONFIG_FILES, OPEN_CLIP_FILES, TOKENIZER_FILES, WEIGHT_FILES};
+use imprompt_repository::{
+    CONFIG_FILES, OPEN_CLIP_FILES, QFORMER_TOKENIZER_FILES, TOKENIZER_FILES, WEIGHT_FILES,
+};
 use serde::Deserialize;
 
 use crate::talk::{Failure, Result};
@@ -19,7 +21,7 @@ const OTHER_WEIGHTS: [(&str, &str); 3] = [
 /// Files to have, of those that a model has.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Needed {
-    /// Configurations and the tokenizer.
+    /// Configurations and the tokenizers.
     pub(super) small: Vec<&'static str>,
     /// The weights, or the index of their shards.
     pub(super) weights: &'static str,
@@ -28,7 +30,8 @@ pub(super) struct Needed {
 impl Needed {
     /// Of a model that has the files `has` says.
     pub(super) fn of(has: impl Fn(&str) -> bool) -> Option<Self> {
-        let common = CONFIG_FILES.iter().chain(&TOKENIZER_FILES).copied();
+        let common =
+            CONFIG_FILES.iter().chain(&TOKENIZER_FILES).chain(&QFORMER_TOKENIZER_FILES).copied();
         let small: Vec<_> = common.filter(|name| has(name)).collect();
         let [open_clip, open_clip_weights] = OPEN_CLIP_FILES;
         let of_transformers = WEIGHT_FILES.iter().flat_map(|(single, index)| [*single, *index]);

@@ -4,10 +4,10 @@ use std::path::Path;
 
 use imprompt_engine::{Cache, Engine, EngineOptions, Held, Input, Runtime, TensorView};
 use imprompt_error::{Cancellation, Error, Result};
-use imprompt_graph::CaptionFacts;
 use imprompt_graph::captioner::{DECODER_GRAPH, MEMORY_GRAPH, QFORMER_GRAPH, VISION_GRAPH};
+use imprompt_graph::{CaptionFacts, QFormerTextFacts};
 
-use crate::decoder::{Decoder, DecoderModel, Prompt, cache_spec, memory_length};
+use crate::decoder::{Decoder, DecoderModel, Prompt, cache_spec, memory_length, padded};
 use crate::generation::GenerationOptions;
 use crate::scheduler::{Event, Limits, Scheduler, Sequence, Stop};
 
@@ -19,6 +19,9 @@ pub struct CaptionRequest<'a> {
     /// The token ids that the caption continues or answers, special tokens
     /// included, as the model's tokenizer makes them. `None`: no text.
     pub prompt_ids: Option<&'a [u32]>,
+    /// The same text as the Q-Former's own tokenizer makes it, where the Q-Former
+    /// reads it ([`CaptionFacts::qformer_text`]); else it is not looked at.
+    pub qformer_ids: Option<&'a [u32]>,
     /// How its tokens are chosen, and how many there may be.
     pub options: GenerationOptions,
     /// Asked between steps.
@@ -181,17 +184,32 @@ impl Captioner {
 
     /// What the encoders make of pictures: `pixel_values`
     /// `[pictures, 3, image_size, image_size]` to f32
-    /// `[pictures, picture_positions, picture_width]`.
+    /// `[pictures, picture_positions, picture_width]`. `texts` are what the
+    /// Q-Former reads with each, where it does.
     ///
     /// # Errors
-    /// `Internal` when the pixels are not of that shape; what the engine reports.
-    pub fn encode(&mut self, pictures: usize, pixel_values: &[f32]) -> Result<Box<dyn Held>> {
+    /// `Internal` when the pixels are not of that shape or texts are missing; what
+    /// the engine reports.
+    pub fn encode(
+        &mut self,
+        pictures: usize,
+        pixel_values: &[f32],
+        texts: &[&[u32]],
+    ) -> Result<Box<dyn Held>> {
         let size = self.facts.image_size;
         let shape = [pictures, 3, size, size];
         let pixels = TensorView::new(&shape, pixel_values)?;
         let image = one(self.vision.run(&[("pixel_values", pixels.into())], &["image_embeds"])?)?;
         let Some(qformer) = &mut self.qformer else { return Ok(image) };
-        one(qformer.run(&[("image_embeds", Input::from(&image))], &["query_embeds"])?)
+        let mut inputs = vec![("image_embeds", Input::from(&image))];
+        let (ids, tokens) = padded(texts.iter().copied());
+        let lengths: Vec<i64> = texts.iter().map(|text| text.len() as i64).collect();
+        let (token_shape, batch_shape) = ([pictures, tokens], [pictures]);
+        if self.facts.qformer_text.is_some() {
+            inputs.push(("qformer_input_ids", TensorView::new(&token_shape, &ids)?.into()));
+            inputs.push(("qformer_lengths", TensorView::new(&batch_shape, &lengths)?.into()));
+        }
+        one(qformer.run(&inputs, &["query_embeds"])?)
     }
 
     /// Why a request is refused before anything is computed.
@@ -229,6 +247,9 @@ impl Captioner {
                 self.max_text
             )));
         }
+        if let Some(facts) = self.facts.qformer_text {
+            check_qformer_ids(facts, request.qformer_ids.unwrap_or_default())?;
+        }
         request.cancel.check()
     }
 
@@ -263,7 +284,11 @@ impl Captioner {
                 &joined
             }
         };
-        let encoded = self.encode(accepted.len(), pixel_values)?;
+        let texts: Vec<&[u32]> = accepted
+            .iter()
+            .map(|(member, ..)| batch[*member].qformer_ids.unwrap_or_default())
+            .collect();
+        let encoded = self.encode(accepted.len(), pixel_values, &texts)?;
         let size = self.facts.picture_positions * self.facts.picture_width;
         let pictures = encoded.as_slice::<f32>()?.chunks_exact(size);
         for ((member, prompt, positions), picture) in accepted.into_iter().zip(pictures) {
@@ -301,6 +326,24 @@ impl Captioner {
             }
         }
         Ok(())
+    }
+}
+
+/// Refuses a text that the Q-Former cannot read.
+fn check_qformer_ids(facts: QFormerTextFacts, ids: &[u32]) -> Result<()> {
+    if ids.is_empty() || ids.len() > facts.max_tokens {
+        return Err(Error::invalid(format!(
+            "the text has {} tokens for the Q-Former, 1 to {} are allowed",
+            ids.len(),
+            facts.max_tokens
+        )));
+    }
+    match ids.iter().find(|id| **id as usize >= facts.vocabulary) {
+        None => Ok(()),
+        Some(id) => Err(Error::invalid(format!(
+            "the text has token id {id} for the Q-Former, ids below {} are allowed",
+            facts.vocabulary
+        ))),
     }
 }
 

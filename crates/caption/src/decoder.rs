@@ -189,7 +189,7 @@ fn first(positions: &[i64], length: usize) -> Result<&[i64]> {
 }
 
 /// Token rows padded to the longest, and its length.
-fn padded<'r>(rows: impl Iterator<Item = &'r [u32]> + Clone) -> (Vec<i64>, usize) {
+pub(crate) fn padded<'r>(rows: impl Iterator<Item = &'r [u32]> + Clone) -> (Vec<i64>, usize) {
     let longest = rows.clone().map(<[u32]>::len).max().unwrap_or(0);
     let mut ids = Vec::new();
     for row in rows {

@@ -92,6 +92,7 @@ fn captions_of_the_demo_model_are_transformers() {
         .map(|(pixel_values, prompt_ids)| CaptionRequest {
             pixel_values,
             prompt_ids: prompt_ids.as_deref(),
+            qformer_ids: None,
             options: GenerationOptions::greedy(expected.max_new_tokens),
             cancel: &Uncancellable,
         })

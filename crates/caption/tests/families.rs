@@ -16,7 +16,7 @@ use imprompt_graph::{CaptionFacts, caption_graphs};
 use safetensors::SafeTensors;
 use serde::Deserialize;
 
-const MODELS: [&str; 19] = [
+const MODELS: [&str; 22] = [
     "blip2/plain",
     "blip2/post_norm",
     "blip2/projected",
@@ -36,6 +36,9 @@ const MODELS: [&str; 19] = [
     "captioners/t5_plain",
     "captioners/t5_wide",
     "captioners/t5_silu",
+    "captioners/instruct_plain",
+    "captioners/instruct_odd",
+    "captioners/instruct_defaults",
 ];
 const TOLERANCE: f32 = 1e-4;
 
@@ -48,6 +51,7 @@ struct Expected {
 struct Case {
     picture: usize,
     prompt_ids: Option<Vec<u32>>,
+    qformer_ids: Option<Vec<u32>>,
     max_new_tokens: usize,
     ids: Vec<u32>,
     stop: String,
@@ -133,6 +137,7 @@ fn request<'a>(case: &'a Case, pictures: &'a [Vec<f32>]) -> CaptionRequest<'a> {
     CaptionRequest {
         pixel_values: &pictures[case.picture],
         prompt_ids: case.prompt_ids.as_deref(),
+        qformer_ids: case.qformer_ids.as_deref(),
         options: GenerationOptions::greedy(case.max_new_tokens),
         cancel: &Uncancellable,
     }
@@ -222,7 +227,9 @@ fn tensors_are_transformers() {
         let golden = Golden::open(model);
         let pictures = golden.pictures();
         let mut captioner = golden.captioner(&options());
-        let encoded = captioner.encode(pictures.len(), &pictures.concat()).unwrap();
+        let texts: Vec<&[u32]> = golden.cases[0].qformer_ids.as_deref().into_iter().collect();
+        let texts = texts.repeat(pictures.len());
+        let encoded = captioner.encode(pictures.len(), &pictures.concat(), &texts).unwrap();
         let name = if model.starts_with("blip2/") { "query_embeds" } else { "picture_embeds" };
         let (shape, theirs) = golden.tensor(name);
         assert_eq!(encoded.shape(), shape);
@@ -275,6 +282,7 @@ fn captions_do_not_hang_on_the_cache() {
 struct Generation {
     picture: usize,
     prompt_ids: Option<Vec<u32>>,
+    qformer_ids: Option<Vec<u32>>,
     max_new_tokens: usize,
     options: Arguments,
     ids: Vec<u32>,
@@ -317,6 +325,7 @@ impl Generation {
         CaptionRequest {
             pixel_values: &pictures[self.picture],
             prompt_ids: self.prompt_ids.as_deref(),
+            qformer_ids: self.qformer_ids.as_deref(),
             options,
             cancel: &Uncancellable,
         }
@@ -356,7 +365,7 @@ fn beams_and_penalties_are_transformers_alone_and_batched() {
         assert_eq!(captions(&mut golden.captioner(&recompute), &requests), expected, "{model}");
         count += cases.len();
     }
-    assert_eq!(count, 8 * 48 + 11 * 24, "every folder has its cases");
+    assert_eq!(count, 8 * 48 + 14 * 24, "every folder has its cases");
 }
 
 #[test]
@@ -430,6 +439,31 @@ fn bad_requests_leave_their_neighbours_alone() {
     // The longest that is allowed: it may end early, but must not fail.
     assert!(outcomes[7].as_ref().unwrap().ids.len() <= room + 1);
     assert!(captioner.caption(&[]).is_empty());
+}
+
+#[test]
+fn a_text_that_the_qformer_cannot_read_is_refused() {
+    let golden = Golden::open("captioners/instruct_odd");
+    let pictures = golden.pictures();
+    let good = request(&golden.cases[0], &pictures);
+    let batch = [
+        CaptionRequest { qformer_ids: None, ..good },
+        CaptionRequest { qformer_ids: Some(&[95, 1, 2, 3, 4, 5, 6, 96]), ..good },
+        CaptionRequest { qformer_ids: Some(&[95, 101, 96]), ..good },
+        CaptionRequest { prompt_ids: None, ..good },
+        good,
+    ];
+    let outcomes = golden.captioner(&options()).caption(&batch);
+    let messages: Vec<_> =
+        outcomes[..4].iter().map(|outcome| outcome.as_ref().unwrap_err().message()).collect();
+    let expected = [
+        "the text has 0 tokens for the Q-Former, 1 to 7 are allowed",
+        "the text has 8 tokens for the Q-Former, 1 to 7 are allowed",
+        "the text has token id 101 for the Q-Former, ids below 101 are allowed",
+        "this model answers questions: a text is needed",
+    ];
+    assert_eq!(messages, expected);
+    assert_eq!(outcomes[4].as_ref().unwrap(), &golden.cases[0].generated());
 }
 
 /// Cancelled at its n-th look.

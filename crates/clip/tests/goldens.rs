@@ -24,7 +24,15 @@ const CASES: [&str; 7] = [
 ];
 
 /// Models whose text tower sees all slots.
-const SIGLIP: [&str; 3] = ["siglip/siglip", "siglip/siglip2", "siglip/small_bf16"];
+const SIGLIP: [&str; 7] = [
+    "siglip/siglip",
+    "siglip/siglip2",
+    "siglip/small_bf16",
+    "open_clip/siglip",
+    "open_clip/siglip2",
+    "open_clip/siglip_i18n",
+    "open_clip/siglip_384",
+];
 const PICTURES: usize = 3;
 
 fn runtime() -> &'static OnnxRuntime {

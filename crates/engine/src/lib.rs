@@ -192,6 +192,9 @@ pub struct EngineOptions {
     /// Whether the engine's threads are its own, where the runtime was opened
     /// with a shared pool.
     pub own_threads: bool,
+    /// Whether imprompt's own kernels compute what they can, where the processor has what
+    /// they need.
+    pub kernels: bool,
 }
 
 impl Default for EngineOptions {
@@ -204,6 +207,7 @@ impl Default for EngineOptions {
             arena: true,
             memory_pattern: false,
             own_threads: false,
+            kernels: true,
         }
     }
 }

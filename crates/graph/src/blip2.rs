@@ -1,6 +1,8 @@
 //! BLIP-2 (`transformers/models/blip_2/modeling_blip_2.py`): an image encoder,
 //! a Q-Former whose queries look at the picture, and a language model that
-//! reads the queries as if they were words.
+//! reads the queries as if they were words. InstructBLIP
+//! (`models/instructblip/modeling_instructblip.py`) is the same with a Q-Former
+//! that reads the text, too.
 
 use imprompt_error::{Error, Result};
 use serde_json::json;
@@ -9,7 +11,7 @@ use crate::blip::BlipVision;
 use crate::builder::GraphBuilder;
 use crate::captioner::{
     CaptionFacts, CaptionFamily, CaptionGraphs, DECODER_GRAPH, MEMORY_GRAPH, MemoryFacts,
-    QFORMER_GRAPH, TextFacts, VISION_GRAPH,
+    QFORMER_GRAPH, QFormerTextFacts, TextFacts, VISION_GRAPH,
 };
 use crate::config::{DESCRIPTIVE_KEYS, GENERATION_KEYS, Section};
 use crate::generation::GenerationFacts;
@@ -21,7 +23,7 @@ use crate::weights::WeightIndex;
 /// What the names of the language model's tensors start with.
 const LANGUAGE_MODEL: &str = "language_model";
 
-/// A BLIP-2 model as its configuration describes it.
+/// A BLIP-2 or InstructBLIP model as its configuration describes it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Blip2 {
     /// The image encoder.
@@ -34,7 +36,7 @@ pub struct Blip2 {
     pub generation: GenerationFacts,
 }
 
-/// The language models that a BLIP-2 has.
+/// The language models that a BLIP-2 has; InstructBLIP has T5 alone.
 #[derive(Clone, Debug, PartialEq)]
 pub enum LanguageModel {
     /// A decoder that reads the queries in front of the words.
@@ -54,42 +56,61 @@ impl LanguageModel {
 }
 
 impl Blip2 {
-    /// The model whose `config.json` is `config`.
+    /// The BLIP-2 whose `config.json` is `config`.
     ///
     /// # Errors
     /// `Unsupported` naming a key that this build does not do, `BadModel` naming
     /// one that is malformed.
     pub fn from_config(config: &Section) -> Result<Self> {
+        let vision = BlipVision::of_blip2(&config.section_or_empty("vision_config")?)?;
+        Self::with_parts(config, vision, QFormer::of_blip2, &["opt", "t5"])
+    }
+
+    /// The InstructBLIP whose `config.json` is `config`.
+    ///
+    /// # Errors
+    /// As [`Self::from_config`].
+    pub fn of_instruct_blip(config: &Section) -> Result<Self> {
+        let vision = BlipVision::of_instruct_blip(&config.section_or_empty("vision_config")?)?;
+        Self::with_parts(config, vision, QFormer::of_instruct_blip, &["t5"])
+    }
+
+    /// The model with the language models `known`.
+    fn with_parts(
+        config: &Section,
+        vision: BlipVision,
+        qformer: fn(&Section, usize, usize) -> Result<QFormer>,
+        known: &[&str],
+    ) -> Result<Self> {
         let text_config = config.section_or_empty("text_config")?;
         let mut generation = GenerationFacts::default();
         generation.read(&text_config)?;
         // The reference's default is OPT, too.
-        let text = match text_config.text("model_type", "opt")?.as_str() {
-            "opt" => LanguageModel::Opt(Opt::from_config(&text_config)?),
+        let model_type = text_config.text("model_type", "opt")?;
+        let text = match model_type.as_str() {
+            "opt" if known.contains(&"opt") => LanguageModel::Opt(Opt::from_config(&text_config)?),
             "t5" => LanguageModel::T5(T5::from_config(&text_config)?),
             other => {
+                let known: Vec<String> = known.iter().map(|name| format!("{name:?}")).collect();
                 return Err(Error::unsupported(format!(
-                    "{}: model_type is {other:?}; supported: \"opt\", \"t5\"",
-                    text_config.path()
+                    "{}: model_type is {other:?}; supported: {}",
+                    text_config.path(),
+                    known.join(", ")
                 )));
             }
         };
         let decoder_only = matches!(text, LanguageModel::Opt(_));
         config.only("use_decoder_only_language_model", &[json!(decoder_only)])?;
-        let vision = BlipVision::of_blip2(&config.section_or_empty("vision_config")?)?;
         let query_tokens = config.size("num_query_tokens", 32)?;
-        let qformer = QFormer::from_config(
-            &config.section_or_empty("qformer_config")?,
-            query_tokens,
-            vision.hidden_size,
-        )?;
+        let qformer_config = config.section_or_empty("qformer_config")?;
+        let qformer = qformer(&qformer_config, query_tokens, vision.hidden_size)?;
         // Where newer processors leave room for the queries in the token ids:
-        // here they are put in front directly, which is the same sequence. The
-        // other two are overwritten by text_config's in the reference.
+        // here they are put in front directly, which is the same sequence.
         config.finish(&[
             DESCRIPTIVE_KEYS,
             GENERATION_KEYS,
             &["image_token_index", "image_token_id", "image_text_hidden_size"],
+            &["video_token_index", "video_token_id"],
         ])?;
         Ok(Blip2 { vision, qformer, text, generation })
     }
@@ -122,6 +143,10 @@ impl Blip2 {
     fn facts(&self) -> CaptionFacts {
         let picture_positions = self.qformer.query_tokens;
         let (image_size, picture_width) = (self.vision.image_size, self.text.width());
+        let qformer_text = self.qformer.text.as_ref().map(|text| QFormerTextFacts {
+            vocabulary: text.vocabulary,
+            max_tokens: text.max_positions,
+        });
         let text = |absent| TextFacts { first: None, dropped: 0, absent };
         match &self.text {
             LanguageModel::Opt(opt) => CaptionFacts {
@@ -130,6 +155,7 @@ impl Blip2 {
                 picture_positions,
                 picture_width,
                 qformer: true,
+                qformer_text,
                 memory: None,
                 text: text(vec![opt.bos_token_id]),
                 layers: opt.layers,
@@ -142,13 +168,21 @@ impl Blip2 {
                 generation: self.generation.clone(),
             },
             LanguageModel::T5(t5) => CaptionFacts {
-                family: CaptionFamily::Blip2T5,
+                family: match qformer_text {
+                    None => CaptionFamily::Blip2T5,
+                    Some(_) => CaptionFamily::InstructBlipT5,
+                },
                 image_size,
                 picture_positions,
                 picture_width,
                 qformer: true,
+                qformer_text,
                 memory: Some(MemoryFacts { picture_positions, holds_text: true, max_text: None }),
-                text: text(t5.bos_token_id.into_iter().collect()),
+                // A Q-Former that reads needs something to read.
+                text: text(match qformer_text {
+                    None => t5.bos_token_id.into_iter().collect(),
+                    Some(_) => Vec::new(),
+                }),
                 layers: t5.decoder_layers,
                 heads: t5.heads,
                 head_dim: t5.d_kv,

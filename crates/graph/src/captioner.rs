@@ -17,8 +17,10 @@ use crate::weights::WeightIndex;
 /// `image_embeds` f32 `[batch, patches + 1, width]`.
 pub const VISION_GRAPH: &str = "caption_vision.onnx";
 
-/// File of the Q-Former: `image_embeds` to `query_embeds` f32
-/// `[batch, queries, width]`, ready to stand in front of word embeddings.
+/// File of the Q-Former: `image_embeds` and, where it reads the text,
+/// `qformer_input_ids` i64 `[batch, tokens]` (padded on the right with any id) and
+/// `qformer_lengths` i64 `[batch]` (how many are real, from 1) to `query_embeds`
+/// f32 `[batch, queries, width]`, ready to stand in front of word embeddings.
 pub const QFORMER_GRAPH: &str = "caption_qformer.onnx";
 
 /// File of what writes the memory that the decoder's cross attention looks at:
@@ -45,6 +47,8 @@ pub enum CaptionFamily {
     Blip2Opt,
     /// `Blip2ForConditionalGeneration` with a T5 language model.
     Blip2T5,
+    /// `InstructBlipForConditionalGeneration` with a T5 language model.
+    InstructBlipT5,
     /// `GitForCausalLM`.
     Git,
 }
@@ -63,6 +67,8 @@ pub struct CaptionFacts {
     pub picture_width: usize,
     /// Whether a Q-Former follows the image encoder.
     pub qformer: bool,
+    /// Where the Q-Former reads the text: as what, by a tokenizer of its own.
+    pub qformer_text: Option<QFormerTextFacts>,
     /// What the decoder looks at by cross attention. Without it a picture's
     /// embeddings stand in front of the text.
     pub memory: Option<MemoryFacts>,
@@ -100,6 +106,16 @@ impl CaptionFacts {
     pub fn memory_holds_text(&self) -> bool {
         self.memory.as_ref().is_some_and(|memory| memory.holds_text)
     }
+}
+
+/// What a Q-Former reads of a text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct QFormerTextFacts {
+    /// Token ids are below this.
+    pub vocabulary: usize,
+    /// Most tokens of a text.
+    pub max_tokens: usize,
 }
 
 /// What a decoder looks at by cross attention.
@@ -163,10 +179,12 @@ pub fn caption_graphs(folder: &Path) -> Result<CaptionGraphs> {
     let mut graphs = match config.text("model_type", "")?.as_str() {
         "blip" => Blip::from_config(&config)?.graphs(&weights()?),
         "blip-2" => Blip2::from_config(&config)?.graphs(&weights()?),
+        "instructblip" => Blip2::of_instruct_blip(&config)?.graphs(&weights()?),
         "git" => Git::from_config(&config)?.graphs(&weights()?),
         other => Err(Error::unsupported(format!(
             "{}: model_type {other:?} is no caption model of this build; supported: \"blip\", \
-             \"blip-2\" with an OPT or T5 language model, and \"git\"",
+             \"blip-2\" with an OPT or T5 language model, \"instructblip\" with a T5 one, and \
+             \"git\"",
             config.path()
         ))),
     }?;

@@ -62,11 +62,27 @@ pub const BLIP2_OPT: Family =
 /// BLIP-2 with T5.
 pub const BLIP2_T5: Family =
     family("blip2-t5", Role::Captioner, "BLIP-2 (Flan-T5)", Some(("blip-2", Some("t5"))), true);
+/// InstructBLIP with T5.
+pub const INSTRUCTBLIP_T5: Family = family(
+    "instructblip-t5",
+    Role::Captioner,
+    "InstructBLIP (Flan-T5)",
+    Some(("instructblip", Some("t5"))),
+    true,
+);
+/// InstructBLIP with Vicuna, which is a LLaMA.
+pub const INSTRUCTBLIP_VICUNA: Family = family(
+    "instructblip-vicuna",
+    Role::Captioner,
+    "InstructBLIP (Vicuna)",
+    Some(("instructblip", Some("llama"))),
+    false,
+);
 /// GIT.
 pub const GIT: Family = family("git", Role::Captioner, "GIT", Some(("git", None)), true);
 
 /// All of them.
-pub const FAMILIES: [Family; 11] = [
+pub const FAMILIES: [Family; 13] = [
     CLIP,
     SIGLIP,
     CLIP_RESNET,
@@ -76,6 +92,8 @@ pub const FAMILIES: [Family; 11] = [
     COCA,
     BLIP2_OPT,
     BLIP2_T5,
+    INSTRUCTBLIP_T5,
+    INSTRUCTBLIP_VICUNA,
     BLIP,
     GIT,
 ];

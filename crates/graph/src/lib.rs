@@ -4,6 +4,7 @@
 //!
 //! * [`weights`]: which tensor lies where in the model's files.
 //! * [`builder`]: nodes, constants and references to weights become a graph.
+//! * [`quantize`]: the same graph over weights in fewer bits.
 //! * [`config`]: `config.json`, with every key accounted for.
 //! * [`family`]: which families of models are known, and which are supported.
 //! * [`clip`]: the two towers of CLIP, of open_clip's CLIP, and of SigLIP.
@@ -24,13 +25,14 @@ pub mod family;
 mod generation;
 pub mod git;
 pub mod opt;
-mod proto;
 pub mod qformer;
+pub mod quantize;
 pub mod t5;
 pub mod weights;
 
 pub use captioner::{
-    CaptionFacts, CaptionFamily, CaptionGraphs, MemoryFacts, TextFacts, caption_graphs,
+    CaptionFacts, CaptionFamily, CaptionGraphs, MemoryFacts, QFormerTextFacts, TextFacts,
+    caption_graphs,
 };
 pub use clip::{ClipFacts, ClipFamily, ClipGraphs, EosRule, Probability, clip_graphs};
 pub use generation::{EarlyStoppingFact, GenerationFacts};

@@ -15,6 +15,9 @@ fn golden(model: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../goldens/blip2").join(model)
 }
 
+/// The InstructBLIP that is refused in parts.
+const INSTRUCT: &str = "../captioners/instruct_plain";
+
 /// A copy of a golden folder with its weights' headers alone: the data are holes.
 fn headers_only(model: &str) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
@@ -41,7 +44,12 @@ fn headers_only(model: &str) -> tempfile::TempDir {
 
 /// The error of model `plain` with `value` put at `path` of its `file`.
 fn refusal(file: &str, path: &str, value: Value) -> Error {
-    let folder = headers_only("plain");
+    refusal_of("plain", file, path, value)
+}
+
+/// The error of `model` with `value` put at `path` of its `file`.
+fn refusal_of(model: &str, file: &str, path: &str, value: Value) -> Error {
+    let folder = headers_only(model);
     let file = folder.path().join(file);
     let mut config: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
     let mut at = &mut config;
@@ -117,6 +125,26 @@ fn what_is_not_done_is_refused_by_name() {
         assert!(error.message().contains("generation_config.json"), "{error}");
         assert!(error.message().contains(key), "{error}");
     }
+}
+
+#[test]
+fn instruct_blip_is_refused_where_it_is_another() {
+    for (path, value, named) in [
+        ("text_config/model_type", json!("llama"), "\"llama\"; supported: \"t5\""),
+        ("text_config/model_type", json!("opt"), "\"opt\"; supported: \"t5\""),
+        ("qformer_config/position_embedding_type", json!("relative_key"), "relative_key"),
+        ("qformer_config/use_qformer_text_input", json!(false), "use_qformer_text_input"),
+        ("qformer_config/model_type", json!("blip_2_qformer"), "instructblip_qformer"),
+        ("vision_config/use_swiglu", json!(true), "use_swiglu"),
+        ("num_frames", json!(4), "num_frames"),
+    ] {
+        let error = refusal_of(INSTRUCT, "config.json", path, value);
+        assert_eq!(error.kind(), Kind::Unsupported, "{path}: {error}");
+        assert!(error.message().contains(named), "{path}: {error}");
+    }
+    let error = refusal_of(INSTRUCT, "config.json", "qformer_config/vocab_size", json!(102));
+    assert_eq!(error.kind(), Kind::BadModel);
+    assert!(error.message().contains("qformer.embeddings.word_embeddings.weight"), "{error}");
 }
 
 #[test]

@@ -161,6 +161,50 @@ fn siglip_tensors(words: usize, text: Sizes, image: Sizes, [size, patch]: [usize
     tensors
 }
 
+/// The tensors of open_clip's `CustomTextCLIP` with an image tower of timm.
+fn timm_tensors(
+    [words, slots]: [usize; 2],
+    text: Sizes,
+    image: Sizes,
+    [size, patch]: [usize; 2],
+    has_projection: bool,
+) -> Tensors {
+    let mut tensors = Tensors::default();
+    let width = image[0];
+    tensors.tensor("logit_scale", &[]);
+    tensors.tensor("logit_bias", &[]);
+    let trunk = "visual.trunk";
+    tensors.tensor(format!("{trunk}.pos_embed"), &[1, (size / patch).pow(2), width]);
+    tensors.tensor(format!("{trunk}.patch_embed.proj.weight"), &[width, 3, patch, patch]);
+    tensors.tensor(format!("{trunk}.patch_embed.proj.bias"), &[width]);
+    for layer in 0..image[2] {
+        let at = format!("{trunk}.blocks.{layer}");
+        tensors.norm(&format!("{at}.norm1"), width);
+        tensors.linear(&format!("{at}.attn.qkv"), 3 * width, width);
+        tensors.linear(&format!("{at}.attn.proj"), width, width);
+        tensors.norm(&format!("{at}.norm2"), width);
+        tensors.linear(&format!("{at}.mlp.fc1"), image[1], width);
+        tensors.linear(&format!("{at}.mlp.fc2"), width, image[1]);
+    }
+    tensors.norm(&format!("{trunk}.norm"), width);
+    let pool = format!("{trunk}.attn_pool");
+    tensors.tensor(format!("{pool}.latent"), &[1, 1, width]);
+    tensors.linear(&format!("{pool}.q"), width, width);
+    tensors.linear(&format!("{pool}.kv"), 2 * width, width);
+    tensors.linear(&format!("{pool}.proj"), width, width);
+    tensors.norm(&format!("{pool}.norm"), width);
+    tensors.linear(&format!("{pool}.mlp.fc1"), image[1], width);
+    tensors.linear(&format!("{pool}.mlp.fc2"), width, image[1]);
+    tensors.tensor("text.positional_embedding", &[slots, text[0]]);
+    tensors.tensor("text.token_embedding.weight", &[words, text[0]]);
+    tensors.open_clip_layers("text.transformer", text);
+    tensors.norm("text.ln_final", text[0]);
+    if has_projection {
+        tensors.linear("text.text_projection", width, text[0]);
+    }
+    tensors
+}
+
 fn graphs(config: (&str, &Value), weights: &str, tensors: &Tensors, dtype: &str) -> ClipGraphs {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join(config.0), config.1.to_string()).unwrap();
@@ -501,6 +545,71 @@ fn siglip_folders_of_the_hub_are_accepted() {
         assert_eq!((facts.vocabulary, facts.image_size), (words, picture[0]), "{name}");
         assert_eq!(facts.family, ClipFamily::Siglip, "{name}");
         assert_eq!(facts.probability, Probability::Sigmoid { bias: 0.0 }, "{name}");
+    }
+}
+
+#[test]
+fn siglip_folders_of_timm_are_accepted() {
+    const BASE: Sizes = [768, 3072, 12];
+    const LARGE: Sizes = [1024, 4096, 24];
+    const SO400M: Sizes = [1152, 4304, 27];
+    const GIANT: Sizes = [1536, 6144, 40];
+    // (name, timm's name, words and slots, text, image, heads of the text, picture, tanh in
+    // the text tower, and in the image tower)
+    type Row = (&'static str, &'static str, [usize; 2], Sizes, Sizes, usize, [usize; 2], [bool; 2]);
+    #[rustfmt::skip]
+    const ROWS: [Row; 9] = [
+        ("ViT-B-16-SigLIP", "vit_base_patch16_siglip_224", [32000, 64], BASE, BASE, 12, [224, 16], [false, false]),
+        ("ViT-B-16-SigLIP-i18n-256", "vit_base_patch16_siglip_256", [250_000, 64], BASE, BASE, 12, [256, 16], [false, false]),
+        ("ViT-L-16-SigLIP-384", "vit_large_patch16_siglip_384", [32000, 64], LARGE, LARGE, 16, [384, 16], [false, false]),
+        ("ViT-SO400M-14-SigLIP", "vit_so400m_patch14_siglip_224", [32000, 16], SO400M, SO400M, 16, [224, 14], [false, false]),
+        ("ViT-SO400M-14-SigLIP-384", "vit_so400m_patch14_siglip_384", [32000, 64], SO400M, SO400M, 16, [384, 14], [false, false]),
+        ("ViT-SO400M-16-SigLIP-i18n-256", "vit_so400m_patch16_siglip_256", [250_000, 64], SO400M, SO400M, 16, [256, 16], [false, true]),
+        ("ViT-B-32-SigLIP2-256", "vit_base_patch32_siglip_256", [256_000, 64], BASE, BASE, 12, [256, 32], [true, true]),
+        ("ViT-B-16-SigLIP2-512", "vit_base_patch16_siglip_512", [256_000, 64], BASE, BASE, 12, [512, 16], [true, false]),
+        ("ViT-gopt-16-SigLIP2-384", "vit_giantopt_patch16_siglip_384", [256_000, 64], SO400M, GIANT, 16, [384, 16], [true, true]),
+    ];
+    for (name, trunk, [words, slots], text, image, heads, picture, tanh) in ROWS {
+        // The one whose text tower ends without a matrix.
+        let has_projection = name != "ViT-SO400M-16-SigLIP-i18n-256";
+        let mut text_cfg = json!({
+            "context_length": slots, "vocab_size": words, "hf_tokenizer_name": format!("timm/{name}"),
+            "tokenizer_kwargs": { "clean": "canonicalize" }, "width": text[0], "heads": heads,
+            "layers": text[2], "no_causal_mask": true, "pool_type": "last",
+            "norm_kwargs": { "eps": 1e-6 }
+        });
+        match has_projection {
+            true => text_cfg["proj_bias"] = true.into(),
+            false => text_cfg["proj_type"] = "none".into(),
+        }
+        if text[0] == 1152 {
+            text_cfg["mlp_ratio"] = 3.7362.into();
+        }
+        if tanh[0] {
+            text_cfg["act_kwargs"] = json!({ "approximate": "tanh" });
+        }
+        let config = json!({
+            "model_cfg": {
+                "embed_dim": image[0], "init_logit_bias": -10, "custom_text": true,
+                "vision_cfg": { "image_size": picture[0], "timm_model_name": trunk,
+                    "timm_model_pretrained": false, "timm_pool": "map", "timm_proj": "none" },
+                "text_cfg": text_cfg
+            },
+            "preprocess_cfg": { "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5],
+                "interpolation": "bicubic", "resize_mode": "squash" }
+        });
+        let tensors = timm_tensors([words, slots], text, image, picture, has_projection);
+        let config = ("open_clip_config.json", &config);
+        let graphs = graphs(config, "open_clip_model.safetensors", &tensors, "F32");
+        let facts = &graphs.facts;
+        assert_eq!((facts.projection_dim, facts.context_length), (image[0], slots), "{name}");
+        assert_eq!((facts.vocabulary, facts.image_size), (words, picture[0]), "{name}");
+        assert_eq!(facts.family, ClipFamily::Siglip, "{name}");
+        assert_eq!(facts.probability, Probability::Sigmoid { bias: 0.0 }, "{name}");
+        for (graph, is_tanh) in [(&graphs.text, tanh[0]), (&graphs.image, tanh[1])] {
+            let has_tanh = graph.bytes.windows(4).any(|window| window == b"tanh");
+            assert_eq!(has_tanh, is_tanh, "{name}");
+        }
     }
 }
 

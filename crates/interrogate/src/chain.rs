@@ -38,6 +38,8 @@ pub(crate) struct Chained {
     pub(crate) prompt: String,
     pub(crate) similarity: f32,
     pub(crate) terms: Vec<Term>,
+    /// False when the budget ended it.
+    pub(crate) complete: bool,
 }
 
 /// Grows a prompt from `start` (a prompt and its cosine), or, when that is empty, from the best of
@@ -45,7 +47,7 @@ pub(crate) struct Chained {
 ///
 /// Each step adds the phrase that gives the best prompt. It is accepted if it improves on the
 /// current prompt or is one of the first `counts.min`; otherwise the chain ends. It also ends when
-/// a prompt fills the last token slot. The result is the best prompt on the way, not the last.
+/// a prompt fills the last token slot, or when the budget is over. The result is the best prompt on the way, not the last.
 pub(crate) fn chain(
     view: &mut View<'_>,
     phrases: Vec<Phrase<'_>>,
@@ -75,10 +77,14 @@ pub(crate) fn chain(
     }
     let mut best = current;
     let mut best_similarity = terms.last().map_or(start.1, |term| term.similarity);
+    let mut complete = true;
     let (mut best_length, mut best_terms) = (prompt.len(), terms.len());
     for step in 0..counts.max {
         view.cancel.check()?;
-        let similarities = view.continuation_similarities(&prompt, &texts)?;
+        let Some(similarities) = view.continuation_similarities(&prompt, &texts)? else {
+            complete = false;
+            break;
+        };
         let Some(top) = first_greatest(similarities.iter().map(|value| sign * value)) else {
             break;
         };
@@ -104,7 +110,7 @@ pub(crate) fn chain(
     }
     prompt.truncate(best_length);
     terms.truncate(best_terms);
-    Ok(Chained { prompt, similarity: best_similarity, terms })
+    Ok(Chained { prompt, similarity: best_similarity, terms, complete })
 }
 
 /// The phrases in order of index, each text once, at its lowest index: the reference makes a set

@@ -2,6 +2,7 @@
 
 use imprompt_error::{Cancellation, Error, Result};
 
+use crate::budget::Budget;
 use crate::chain::{Chained, Direction, Phrase, chain};
 use crate::encoder::PromptEncoder;
 use crate::modes::{Ranked, Ranking};
@@ -31,6 +32,8 @@ pub struct Config {
     pub flavor_intermediate_count: usize,
     /// The sign of the first similarity of mode negative.
     pub negative_sign: NegativeSign,
+    /// Most threads of a pass over the tables; 0: one a core, at most 8.
+    pub threads: usize,
 }
 
 impl Default for Config {
@@ -39,6 +42,7 @@ impl Default for Config {
             chunk_size: 2048,
             flavor_intermediate_count: 2048,
             negative_sign: NegativeSign::Reference,
+            threads: 0,
         }
     }
 }
@@ -66,6 +70,7 @@ pub(crate) struct View<'a> {
     image: &'a [f32],
     pub(crate) encoder: &'a mut dyn PromptEncoder,
     pub(crate) cancel: &'a dyn Cancellation,
+    pub(crate) budget: &'a Budget<'a>,
 }
 
 impl View<'_> {
@@ -78,18 +83,20 @@ impl View<'_> {
         checked(values, texts.len())
     }
 
-    /// Cosines of the picture with `prompt` continued by each of `phrases`.
+    /// Cosines of the picture with `prompt` continued by each of `phrases`; `None` when the
+    /// budget was over before.
     pub(crate) fn continuation_similarities(
         &mut self,
         prompt: &str,
         phrases: &[&str],
-    ) -> Result<Vec<f32>> {
+    ) -> Result<Option<Vec<f32>>> {
         if phrases.is_empty() {
-            return Ok(Vec::new());
+            return Ok(Some(Vec::new()));
         }
         let values =
-            self.encoder.continuation_similarities(self.image, prompt, phrases, self.cancel)?;
-        checked(values, phrases.len())
+            self.encoder.continuation_similarities(self.image, prompt, phrases, self.budget);
+        let values = self.budget.unless_over(values)?;
+        values.map(|values| checked(values, phrases.len())).transpose()
     }
 }
 
@@ -114,22 +121,25 @@ struct Draft {
     similarity: f32,
     terms: Vec<Term>,
     cut: bool,
+    /// False when the budget ended the search.
+    complete: bool,
 }
 
 impl Draft {
     fn ranked(source: Source, ranked: Ranked) -> Self {
         let Ranked { prompt, terms, cut } = ranked;
-        Draft { source, prompt, similarity: 0.0, terms, cut }
+        Draft { source, prompt, similarity: 0.0, terms, cut, complete: true }
     }
 
     fn chained(source: Source, chained: Chained) -> Self {
-        let Chained { prompt, similarity, terms } = chained;
-        Draft { source, prompt, similarity, terms, cut: false }
+        let Chained { prompt, similarity, terms, complete } = chained;
+        Draft { source, prompt, similarity, terms, cut: false, complete }
     }
 
     fn caption(caption: &str) -> Self {
         let prompt = caption.to_owned();
-        Draft { source: Source::Caption, prompt, similarity: 0.0, terms: Vec::new(), cut: false }
+        let (source, terms) = (Source::Caption, Vec::new());
+        Draft { source, prompt, similarity: 0.0, terms, cut: false, complete: true }
     }
 }
 
@@ -186,7 +196,8 @@ impl Interrogator {
             return Err(Error::internal("`image_embeds`: a value is not finite"));
         }
         cancel.check()?;
-        let mut view = View { image: image_embeds, encoder, cancel };
+        let budget = Budget::new(cancel, request.budget()?);
+        let mut view = View { image: image_embeds, encoder, cancel, budget: &budget };
         let mut drafts = match request.mode {
             Mode::Best => self.best(request.caption, counts, &mut view)?,
             Mode::Fast => {
@@ -233,7 +244,7 @@ impl Interrogator {
     /// The five merged tables, ranked against `image`.
     fn ranking(&self, mode: Mode, image: &[f32]) -> Result<Ranking<'_>> {
         let merged = Merged::new(&self.vocabulary, &Table::ALL[..5], mode.name())?;
-        let similarities = merged.similarities(image)?;
+        let similarities = merged.similarities(image, self.config.threads)?;
         Ok(Ranking { merged, similarities, chunk_size: self.config.chunk_size })
     }
 
@@ -266,8 +277,8 @@ impl Interrogator {
                 "mode `negative` needs a label: the tables `flavors` and `negative` are empty",
             ));
         }
-        let similarities = merged.similarities(view.image)?;
-        let Config { chunk_size, flavor_intermediate_count, negative_sign } = self.config;
+        let similarities = merged.similarities(view.image, self.config.threads)?;
+        let Config { chunk_size, flavor_intermediate_count, negative_sign, .. } = self.config;
         let mut chosen = rank(&similarities[flavors], chunk_size, flavor_intermediate_count, true);
         chosen.extend(negatives);
         let phrases = phrases(&merged, chosen);
@@ -296,9 +307,18 @@ fn outcome(mode: Mode, mut drafts: Vec<Draft>, encoder: &dyn PromptEncoder) -> R
         similarity: draft.similarity,
     });
     let candidates = candidates.collect();
-    let Draft { source, prompt, similarity, terms, cut } = drafts.swap_remove(top);
+    let complete = drafts.iter().all(|draft| draft.complete);
+    let Draft { source, prompt, similarity, terms, cut, .. } = drafts.swap_remove(top);
     let token_count = encoder.token_count(&prompt);
     let truncated = cut || token_count + 2 > encoder.context_length();
-    let report = Report { mode, source, candidates, accepted_terms: terms, token_count, truncated };
+    let report = Report {
+        mode,
+        source,
+        candidates,
+        accepted_terms: terms,
+        token_count,
+        truncated,
+        complete,
+    };
     Ok(Outcome { prompt, similarity, report })
 }

@@ -6,6 +6,7 @@
 //! where the reference is unclear.
 #![forbid(unsafe_code)]
 
+mod budget;
 mod chain;
 mod encoder;
 mod interrogator;

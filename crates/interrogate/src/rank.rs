@@ -1,17 +1,13 @@
-//! Ranking: cosines of an image with the float16 rows of a label table, and the reference's choice
-//! of the best of them (`LabelTable._rank` and `LabelTable.rank` of clip_interrogator.py).
-
-use std::cmp::Ordering;
-
-use half::f16;
-use half::slice::HalfFloatSliceExt;
-
-/// Rows widened to float32 at a time: few enough that they stay in the first-level cache.
-const BLOCK_ROWS: usize = 8;
+//! Ranking: the reference's choice of the best labels by their similarities (`LabelTable._rank` and
+//! `LabelTable.rank` of clip_interrogator.py). The similarities themselves are
+//! `imprompt_similarity`'s.
 
 /// Independent sums of a dot product: enough for the widest vectors, and a fixed number, so that a
 /// value depends on the numbers alone and not on the machine.
 const LANES: usize = 16;
+
+/// Values that are looked at together: mostly, none of them is among the best.
+const BLOCK: usize = 32;
 
 /// Dot product of two float32 vectors of one length, summed in a fixed order.
 pub fn dot(a: &[f32], b: &[f32]) -> f32 {
@@ -33,27 +29,11 @@ pub fn dot(a: &[f32], b: &[f32]) -> f32 {
     sums[0] + tail
 }
 
-/// Appends to `similarities` the dot product of `image` (float32 `[D]`) with every row of `rows`
-/// (float16 `[n, D]`, row-major). Rows are widened to float32; the image is not rounded.
-pub fn append_similarities(rows: &[f16], image: &[f32], similarities: &mut Vec<f32>) {
-    let dimension = image.len();
-    if dimension == 0 {
-        return;
-    }
-    similarities.reserve(rows.len() / dimension);
-    let mut widened = vec![0.0_f32; BLOCK_ROWS * dimension];
-    for block in rows.chunks(BLOCK_ROWS * dimension) {
-        let widened = &mut widened[..block.len()];
-        block.convert_to_f32_slice(widened);
-        similarities.extend(widened.chunks_exact(dimension).map(|row| dot(row, image)));
-    }
-}
-
 /// Indices of the `count` greatest values, greatest first; equal values in order of index.
 pub fn rank_exact(similarities: &[f32], count: usize) -> Vec<usize> {
-    let mut indices: Vec<usize> = (0..similarities.len()).collect();
-    keep_best(&mut indices, count, |index| similarities[index]);
-    indices
+    let mut best = Best::new(count);
+    best.add(similarities, 0, 1.0);
+    best.indices()
 }
 
 /// The reference's ranking of `similarities`, in the order of the table's labels.
@@ -66,37 +46,86 @@ pub fn rank(similarities: &[f32], chunk_size: usize, count: usize, reverse: bool
     let sign = if reverse { -1.0 } else { 1.0 };
     let chunk_size = chunk_size.max(1);
     let chunks = similarities.len().div_ceil(chunk_size);
+    let mut best = Best::new(count);
     if chunks <= 1 {
-        let mut indices: Vec<usize> = (0..similarities.len()).collect();
-        keep_best(&mut indices, count, |index| sign * similarities[index]);
-        return indices;
+        best.add(similarities, 0, sign);
+        return best.indices();
     }
     // The reference fails where a chunk would keep nothing.
     let keep = (chunk_size / chunks).max(1);
-    let mut pool = Vec::with_capacity(keep * chunks);
-    for start in (0..similarities.len()).step_by(chunk_size) {
-        let end = similarities.len().min(start + chunk_size);
-        let mut indices: Vec<usize> = (start..end).collect();
-        keep_best(&mut indices, keep, |index| sign * similarities[index]);
-        pool.append(&mut indices);
+    for (number, chunk) in similarities.chunks(chunk_size).enumerate() {
+        let mut kept = Best::new(keep);
+        kept.add(chunk, number * chunk_size, sign);
+        for index in kept.indices() {
+            best.add(&similarities[index..=index], index, 1.0);
+        }
     }
-    keep_best(&mut pool, count, |index| similarities[index]);
-    pool
+    best.indices()
 }
 
-/// Cuts `indices` to the `count` with the greatest `value`, best first, ties to the lowest index.
-fn keep_best(indices: &mut Vec<usize>, count: usize, value: impl Fn(usize) -> f32) {
+/// The greatest of the values added, equal ones by index.
+struct Best {
+    count: usize,
+    /// Some of the values, the best among them: see [`key`].
+    keys: Vec<u64>,
+    /// Values below this are not among the best.
+    least: f32,
+}
+
+/// A value and its place as one number: the greater, the better. Values are in the order of
+/// [`f32::total_cmp`], but for -0.0, which is 0.0; of equal ones the lower index is better.
+fn key(value: f32, index: usize) -> u64 {
     // Adding 0.0 makes -0.0 the 0.0 it is equal to.
-    let order = |a: &usize, b: &usize| -> Ordering {
-        (value(*b) + 0.0).total_cmp(&(value(*a) + 0.0)).then(a.cmp(b))
-    };
-    if count < indices.len() {
-        if count > 0 {
-            indices.select_nth_unstable_by(count - 1, order);
-        }
-        indices.truncate(count);
+    let bits = (value + 0.0).to_bits();
+    let ordered = if bits >> 31 == 0 { bits | 1 << 31 } else { !bits };
+    // More than 2^32 labels would be a table of terabytes.
+    u64::from(ordered) << 32 | u64::from(!(index as u32))
+}
+
+impl Best {
+    fn new(count: usize) -> Self {
+        Best { count, keys: Vec::new(), least: f32::NEG_INFINITY }
     }
-    indices.sort_unstable_by(order);
+
+    /// Adds `sign * value` of each of `values`, the first of which has the index `first`.
+    fn add(&mut self, values: &[f32], first: usize, sign: f32) {
+        for (number, block) in values.chunks(BLOCK).enumerate() {
+            // Without a way out on the way, so that it becomes vectors. NaN is not below.
+            let below = |all: bool, value: &f32| all & (sign * value < self.least);
+            if block.iter().fold(true, below) {
+                continue;
+            }
+            let first = first + number * BLOCK;
+            self.keys.extend(
+                block.iter().enumerate().map(|(place, value)| key(sign * value, first + place)),
+            );
+            // Rarely enough that it costs little a value.
+            if self.keys.len() >= 2 * self.count + 32 * BLOCK {
+                self.cut();
+            }
+        }
+    }
+
+    /// Leaves the best.
+    fn cut(&mut self) {
+        if self.count < self.keys.len() {
+            if self.count > 0 {
+                let (_, least, _) =
+                    self.keys.select_nth_unstable_by(self.count - 1, |a, b| b.cmp(a));
+                let ordered = (*least >> 32) as u32;
+                let bits = if ordered >> 31 == 1 { ordered & !(1 << 31) } else { !ordered };
+                self.least = f32::from_bits(bits);
+            }
+            self.keys.truncate(self.count);
+        }
+    }
+
+    /// Their indices, best first.
+    fn indices(mut self) -> Vec<usize> {
+        self.cut();
+        self.keys.sort_unstable_by(|a, b| b.cmp(a));
+        self.keys.into_iter().map(|key| !(key as u32) as usize).collect()
+    }
 }
 
 /// Index of the greatest value, the lowest of equal ones; `None` when there is none.
@@ -126,15 +155,6 @@ mod tests {
     }
 
     #[test]
-    fn rows_are_widened_and_the_image_is_not_rounded() {
-        let rows =
-            [f16::from_f32(0.5), f16::from_f32(-2.0), f16::from_f32(1.0), f16::from_f32(0.25)];
-        let mut out = vec![7.0];
-        append_similarities(&rows, &[0.1, 1.0], &mut out);
-        assert_eq!(out, [7.0, 0.5 * 0.1 - 2.0, 0.1 + 0.25]);
-    }
-
-    #[test]
     fn ties_go_to_the_lowest_index() {
         assert_eq!(rank_exact(&[1.0, 3.0, 3.0, 0.0, -0.0, 3.0], 4), [1, 2, 5, 0]);
         assert_eq!(rank_exact(&[-0.0, 0.0], 2), [0, 1]);
@@ -156,6 +176,14 @@ mod tests {
         assert_eq!(rank(&[5.0, -1.0, 4.0, 3.0, -2.0, 0.0, 1.0, 2.0], 4, 2, true), [3, 5]);
     }
 
+    #[test]
+    fn values_that_are_no_numbers_have_a_place() {
+        let values = [1.0, f32::NAN, f32::INFINITY, f32::NEG_INFINITY, -f32::NAN];
+        assert_eq!(rank_exact(&values, 9), [1, 2, 0, 3, 4]);
+        assert!(rank_exact(&values, 0).is_empty());
+        assert_eq!(rank_exact(&[f32::NEG_INFINITY; 5000], 2), [0, 1]);
+    }
+
     proptest! {
         #[test]
         fn ranking_is_a_stable_sort(values in prop::collection::vec(-3_i8..3, 0..200), count in 0_usize..220) {
@@ -165,6 +193,27 @@ mod tests {
             expected.truncate(count);
             prop_assert_eq!(&rank_exact(&values, count), &expected);
             prop_assert_eq!(&rank(&values, 200, count, false), &expected);
+        }
+
+        /// Long enough that most values are passed over.
+        #[test]
+        fn long_rankings_too(seed in any::<u32>(), coarse in any::<bool>(), count in 0_usize..1500) {
+            let mut state = seed;
+            let values: Vec<f32> = (0..20_000).map(|_| {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                let value = (state >> 8) as f32 / (1 << 23) as f32 - 1.0;
+                if coarse { (value * 50.0).round() } else { value }
+            }).collect();
+            let mut expected: Vec<usize> = (0..values.len()).collect();
+            expected.sort_by(|a, b| (values[*b] + 0.0).total_cmp(&(values[*a] + 0.0)));
+            let mut reverse = expected.clone();
+            expected.truncate(count);
+            prop_assert_eq!(&rank_exact(&values, count), &expected);
+            reverse.sort_by(|a, b| values[*a].total_cmp(&values[*b]).then(a.cmp(b)));
+            reverse.truncate(count);
+            let reversed = rank(&values, 20_000, count, true);
+            prop_assert!(reversed.iter().zip(&reverse).all(|(a, b)| values[*a] == values[*b]));
+            prop_assert!(reversed.is_sorted_by(|a, b| values[*a] < values[*b] || a < b));
         }
     }
 }

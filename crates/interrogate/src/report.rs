@@ -59,6 +59,8 @@ pub struct Report {
     /// True when terms were left out for the length limit, or when the prompt itself is longer
     /// than the limit, so that CLIP saw only its beginning.
     pub truncated: bool,
+    /// False when `budget_ms` was over before the chain had ended by itself.
+    pub complete: bool,
 }
 
 impl Report {

@@ -1,6 +1,7 @@
 //! What a request asks of the interrogator, and the bounds of its numbers.
 
 use std::ops::RangeInclusive;
+use std::time::Duration;
 
 use imprompt_error::{Error, Result};
 use serde::Serialize;
@@ -13,6 +14,8 @@ pub const DEFAULT_MAX_FLAVORS: usize = 32;
 pub const DEFAULT_MAX_FLAVORS_CLASSIC: usize = 3;
 /// Greatest `min_flavors` of a request.
 pub const MAX_MIN_FLAVORS: usize = 128;
+/// Greatest `budget_ms` of a request: an hour.
+pub const MAX_BUDGET_MS: i32 = 3_600_000;
 /// Greatest `max_flavors` of a request: a prompt of 77 tokens has no room for more.
 pub const MAX_MAX_FLAVORS: usize = 128;
 
@@ -75,6 +78,8 @@ pub struct Request<'a> {
     pub min_flavors: Option<i32>,
     /// Tensor `max_flavors`: terms at most.
     pub max_flavors: Option<i32>,
+    /// Tensor `budget_ms`: milliseconds after which the chain ends with what it has.
+    pub budget_ms: Option<i32>,
 }
 
 /// The numbers of a request, checked, with the defaults filled in.
@@ -87,6 +92,22 @@ pub struct FlavorCounts {
 }
 
 impl Request<'_> {
+    /// How long the chain may look for terms; `None`: as long as it finds some.
+    ///
+    /// # Errors
+    /// As [`Request::validate`].
+    pub fn budget(&self) -> Result<Option<Duration>> {
+        match self.budget_ms {
+            None => Ok(None),
+            Some(ms @ 1..=MAX_BUDGET_MS) => {
+                Ok(Some(Duration::from_millis(ms.unsigned_abs().into())))
+            }
+            Some(ms) => Err(Error::invalid(format!(
+                "input `budget_ms`: {ms}, allowed: 1 to {MAX_BUDGET_MS}"
+            ))),
+        }
+    }
+
     /// Checks the numbers and fills in the mode's defaults.
     ///
     /// # Errors

@@ -167,12 +167,13 @@ impl<'a> Merged<'a> {
         Ok(Merged { parts: parts.collect::<Result<_>>()? })
     }
 
-    /// Cosines of `image` with every label, in order: one pass over the rows.
-    pub(crate) fn similarities(&self, image: &[f32]) -> Result<Vec<f32>> {
-        let mut similarities = Vec::new();
-        for (_, labels) in &self.parts {
-            crate::rank::append_similarities(labels.rows(), image, &mut similarities);
-        }
+    /// Cosines of `image` with every label, in order: one pass over the rows, by at most
+    /// `threads` threads (0: as many as help).
+    pub(crate) fn similarities(&self, image: &[f32], threads: usize) -> Result<Vec<f32>> {
+        let tables: Vec<_> = self.parts.iter().map(|(_, labels)| labels.rows()).collect();
+        let similarities =
+            imprompt_similarity::similarities(&tables, image, image.len(), threads).pop();
+        let similarities = similarities.unwrap_or_default();
         match similarities.iter().position(|value| !value.is_finite()) {
             None => Ok(similarities),
             Some(index) => Err(Error::bad_model(format!(

@@ -141,6 +141,72 @@ fn cancelling_stops_the_chain_between_steps() {
     assert_eq!(none.calls, 0);
 }
 
+/// Takes a while for each step of the chain, as a large model does.
+struct Slow {
+    inner: FakeClip,
+    steps: usize,
+}
+
+impl PromptEncoder for Slow {
+    fn dimension(&self) -> usize {
+        self.inner.dimension()
+    }
+
+    fn token_count(&self, text: &str) -> usize {
+        self.inner.token_count(text)
+    }
+
+    fn encode(&mut self, texts: &[&str], cancel: &dyn Cancellation) -> Result<Vec<f32>> {
+        self.inner.encode(texts, cancel)
+    }
+
+    fn continuation_similarities(
+        &mut self,
+        image: &[f32],
+        prompt: &str,
+        phrases: &[&str],
+        cancel: &dyn Cancellation,
+    ) -> Result<Vec<f32>> {
+        self.steps += 1;
+        if self.steps > 1 {
+            std::thread::sleep(std::time::Duration::from_millis(60));
+        }
+        cancel.check()?;
+        self.inner.continuation_similarities(image, prompt, phrases, cancel)
+    }
+}
+
+#[test]
+fn a_budget_ends_the_chain_with_what_it_has() {
+    let image = picture("red green light", 0);
+    for mode in [Mode::Best, Mode::Negative] {
+        let interrogator =
+            Interrogator::new(small(&mut FakeClip::new(0)), Config::default()).unwrap();
+        let ask = |budget_ms| {
+            let request = Request { mode, caption: "a house", budget_ms, ..Request::default() };
+            let mut encoder = Slow { inner: FakeClip::new(0), steps: 0 };
+            let outcome = interrogator.interrogate(&image, &request, &mut encoder, &Uncancellable);
+            (outcome, encoder.steps)
+        };
+        let (cut, steps) = ask(Some(50));
+        let cut = cut.unwrap();
+        assert_eq!((steps, cut.report.complete), (2, false), "one step in time, the next not");
+        assert!(!cut.prompt.is_empty());
+        let (whole, steps) = ask(Some(60_000));
+        let whole = whole.unwrap();
+        assert!(steps >= 2 && whole.report.complete);
+        assert_eq!(whole, ask(None).0.unwrap());
+        if mode == Mode::Best {
+            assert!(whole.similarity >= cut.similarity);
+        }
+        for budget in [0, -1, 3_600_001] {
+            let error = ask(Some(budget)).0.unwrap_err();
+            assert_eq!(error.kind(), Kind::InvalidInput);
+            assert!(error.message().contains("`budget_ms`"), "{error}");
+        }
+    }
+}
+
 #[test]
 fn the_fixed_sign_lets_a_negative_prompt_grow() {
     let encoder = &mut FakeClip::new(1);

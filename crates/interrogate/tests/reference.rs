@@ -80,6 +80,7 @@ fn check(index: usize, case: &Case, image: &[f32], vocabulary: &Vocabulary, conf
         caption: &case.caption,
         min_flavors: case.min_flavors,
         max_flavors: case.max_flavors,
+        budget_ms: None,
     };
     let mut encoder = FakeClip::new(case.bias);
     let outcome = Interrogator::new(vocabulary.clone(), config)
@@ -187,9 +188,8 @@ fn rankings_are_the_references() {
         let rows: Vec<f16> =
             row_values(case.seed, case.rows * case.columns).map(f16::from_f32).collect();
         let image = image_values(100 + case.seed, case.columns);
-        let mut similarities = Vec::new();
-        rank::append_similarities(&rows, &image, &mut similarities);
-        let ranking = rank::rank(&similarities, case.chunk_size, case.count, case.reverse);
+        let similarities = imprompt_similarity::similarities(&[&rows], &image, case.columns, 0);
+        let ranking = rank::rank(&similarities[0], case.chunk_size, case.count, case.reverse);
         assert_eq!(ranking[..case.first.len()], case.first, "seed {}", case.seed);
         assert_eq!(ranking.len(), case.kept, "seed {}", case.seed);
         let mut digest = Sha256::new();

@@ -9,15 +9,20 @@
 //! Exactness: every format decodes to the bytes that Pillow 10.0.0 gives, JPEG too, and
 //! `resize` gives Pillow's bytes for every filter; values equal transformers' bit for bit, and
 //! torchvision's within a millionth. `docs/exactness-picture.md` holds the figures.
-#![forbid(unsafe_code)]
+//!
+//! `unsafe` is in `simd.rs` alone.
+#![deny(unsafe_code)]
 
 mod decode;
 mod preprocess;
 mod resize;
+mod simd;
 
 pub use decode::{Limits, decode};
 pub use preprocess::{CropRule, Preprocessor, Scratch};
 pub use resize::{Filter, resize};
+#[doc(hidden)]
+pub use simd::portably;
 
 /// A decoded picture: 8 bits a channel, red green blue, rows top to bottom, no padding.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -5,9 +5,11 @@
 //! fractional bits and a rounding to u8. Any part of the result can be computed alone
 //! and equals that part of the whole: a centre crop pays for what it keeps.
 
+use crate::simd::Simd;
 use crate::{RgbImage8, grow};
 use imprompt_error::{Error, Result};
 use std::f64::consts::PI;
+use std::ops::Range;
 
 /// How new pixels are made from old ones. The discriminants are Pillow's
 /// (`PIL.Image.Resampling`), which is what `resample` of a configuration holds.
@@ -114,7 +116,7 @@ impl Span {
 /// 16-bit numbers are what every x86 and Arm vector unit multiplies and adds fastest.
 #[derive(Clone, Debug, Default)]
 struct Coefficients {
-    /// Places of one new pixel in `high` and `low`, a multiple of 8, zero-filled.
+    /// Places of one new pixel in `high` and `low`, a multiple of 16, zero-filled.
     stride: usize,
     /// First old pixel and count of each new pixel.
     bounds: Vec<(usize, usize)>,
@@ -130,7 +132,7 @@ impl Coefficients {
         let scale = span.old as f64 / span.full as f64;
         let filter_scale = scale.max(1.0);
         let support = filter.support() * filter_scale;
-        self.stride = (support.ceil() as usize * 2 + 1).next_multiple_of(8);
+        self.stride = (support.ceil() as usize * 2 + 1).next_multiple_of(16);
         let places = self.stride * span.kept;
         self.bounds.clear();
         self.high.clear();
@@ -162,6 +164,12 @@ impl Coefficients {
             self.bounds.push((start, count));
         }
         Ok(())
+    }
+
+    /// The old pixels that count.
+    fn span(&self) -> Range<usize> {
+        let first = self.bounds.first().map_or(0, |bound| bound.0);
+        first..self.bounds.iter().map(|bound| bound.0 + bound.1).max().unwrap_or(first)
     }
 
     fn of(&self, index: usize) -> (&[i16], &[i16]) {
@@ -221,13 +229,13 @@ pub(crate) fn resize_part(
     if filter == Filter::Nearest {
         return nearest(image, across, down, out);
     }
+    let simd = Simd::best();
     let (mut first_row, mut rows) = (down.first, down.kept);
     if !down.is_identity() {
         scratch.down.compute(down, filter)?;
         // Only the old rows some new row looks at pass the horizontal pass.
-        let bounds = &scratch.down.bounds;
-        first_row = bounds.first().map_or(0, |bound| bound.0);
-        rows = bounds.iter().map(|bound| bound.0 + bound.1).max().unwrap_or(0) - first_row;
+        let old_rows = scratch.down.span();
+        (first_row, rows) = (old_rows.start, old_rows.len());
     }
     grow(&mut scratch.narrow, row_length * rows, "a resized picture")?;
     let narrow = &mut scratch.narrow[..row_length * rows];
@@ -240,9 +248,10 @@ pub(crate) fn resize_part(
         let plane = across.old + scratch.across.stride;
         scratch.planes.clear();
         grow(&mut scratch.planes, plane * 3, "a resized picture")?;
+        let columns = scratch.across.span();
         for (y, row) in narrow.chunks_exact_mut(row_length).enumerate() {
-            split_planes(image.row(first_row + y), &mut scratch.planes, plane);
-            narrow_row(&scratch.across, &scratch.planes, plane, row);
+            split_planes(image.row(first_row + y), columns.clone(), &mut scratch.planes, simd);
+            narrow_row(&scratch.across, &scratch.planes, simd, row);
         }
     }
     if down.is_identity() {
@@ -252,16 +261,21 @@ pub(crate) fn resize_part(
     for (y, new_row) in out.chunks_exact_mut(row_length).enumerate() {
         let (start, count) = scratch.down.bounds[y];
         let old_rows = &narrow[(start - first_row) * row_length..][..count * row_length];
-        lower_row(old_rows, scratch.down.of(y), new_row);
+        lower_row(old_rows, scratch.down.of(y), simd, new_row);
     }
     Ok(())
 }
 
-/// `[width, 3]` bytes to 3 planes of 16 bits; what follows a plane's pixels stays zero.
-fn split_planes(row: &[u8], planes: &mut [i16], plane: usize) {
-    let (red, rest) = planes.split_at_mut(plane);
-    let (green, blue) = rest.split_at_mut(plane);
-    for (((pixel, red), green), blue) in row.chunks_exact(3).zip(red).zip(green).zip(blue) {
+/// The pixels `columns` of a row of `[width, 3]` bytes, to 3 planes of 16 bits.
+fn split_planes(row: &[u8], columns: Range<usize>, planes: &mut [i16], simd: Simd) {
+    let (red, rest) = planes.split_at_mut(planes.len() / 3);
+    let (green, blue) = rest.split_at_mut(rest.len() / 2);
+    let [red, green, blue] = [red, green, blue].map(|plane| &mut plane[columns.clone()]);
+    let row = &row[columns.start * 3..columns.end * 3];
+    let done = if simd.split_planes(row, red, green, blue) { columns.len() / 16 * 16 } else { 0 };
+    let rest = row[done * 3..].chunks_exact(3);
+    let planes = red[done..].iter_mut().zip(&mut green[done..]).zip(&mut blue[done..]);
+    for (pixel, ((red, green), blue)) in rest.zip(planes) {
         *red = i16::from(pixel[0]);
         *green = i16::from(pixel[1]);
         *blue = i16::from(pixel[2]);
@@ -269,8 +283,12 @@ fn split_planes(row: &[u8], planes: &mut [i16], plane: usize) {
 }
 
 /// One row of the horizontal pass.
-fn narrow_row(across: &Coefficients, planes: &[i16], plane: usize, row: &mut [u8]) {
-    for (x, pixel) in row.chunks_exact_mut(3).enumerate() {
+fn narrow_row(across: &Coefficients, planes: &[i16], simd: Simd, row: &mut [u8]) {
+    if simd.narrow_row(&across.bounds, &across.high, &across.low, planes, row) {
+        return;
+    }
+    let plane = planes.len() / 3;
+    for (x, pixel) in row.as_chunks_mut::<3>().0.iter_mut().enumerate() {
         let start = across.bounds[x].0;
         let (high, low) = across.of(x);
         for (channel, new) in pixel.iter_mut().enumerate() {
@@ -293,11 +311,13 @@ fn dot(left: &[i16], right: &[i16]) -> i32 {
 }
 
 /// One new row of the vertical pass, a few columns at a time so that their sums stay in registers.
-fn lower_row(old_rows: &[u8], (high, low): (&[i16], &[i16]), new_row: &mut [u8]) {
+fn lower_row(old_rows: &[u8], (high, low): (&[i16], &[i16]), simd: Simd, new_row: &mut [u8]) {
     const AT_ONCE: usize = 16;
     let length = new_row.len();
+    let is_done = simd.lower_row(old_rows, high, low, new_row);
     let (blocks, rest) = new_row.as_chunks_mut::<AT_ONCE>();
     let done = blocks.len() * AT_ONCE;
+    let blocks = if is_done { &mut [] } else { blocks };
     for (number, block) in blocks.iter_mut().enumerate() {
         let (mut high_sums, mut low_sums) = ([0_i32; AT_ONCE], [0_i32; AT_ONCE]);
         for ((old_row, &high), &low) in old_rows.chunks_exact(length).zip(high).zip(low) {

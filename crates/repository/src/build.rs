@@ -1,13 +1,14 @@
 //! Building a repository: graphs, links to the weights, label tables, configurations. What the
 //! build reads of the weights is their headers, so its time and memory do not grow with them.
 
+use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 
 use imprompt_error::{Error, Kind, Result};
 use imprompt_graph::builder::Graph;
 use imprompt_graph::clip::{IMAGE_GRAPH, TEXT_GRAPH};
 use imprompt_graph::family::Role;
-use imprompt_graph::{CaptionGraphs, ClipGraphs, caption_graphs, clip_graphs};
+use imprompt_graph::{CaptionGraphs, ClipFamily, ClipGraphs, caption_graphs, clip_graphs};
 use imprompt_stage::caption_stream::CaptionStreamFile;
 use imprompt_stage::captioner::CaptionerFile;
 use imprompt_stage::clip_image::ClipImageFile;
@@ -23,6 +24,7 @@ use crate::config::{self, Models, Sizes};
 use crate::files::{self, Placer};
 use crate::layout::{CAPTION_PREPROCESSOR, CLIP_PREPROCESSOR, CONFIG, KEEP, VERSION};
 use crate::manifest::Manifest;
+use crate::precision::{Bits, Converter, Precision};
 use crate::progress::Progress;
 use crate::source::ModelFolder;
 use crate::tables::{self, Encoding, RawTable};
@@ -40,6 +42,8 @@ pub struct BuildRequest {
     pub out: PathBuf,
     /// Copies the weights even where hard links would do.
     pub copy: bool,
+    /// In how many bits the weights of linear layers are kept.
+    pub precision: Precision,
     /// Threads of each stage instance; 0: one a core.
     pub threads: usize,
     /// The ONNX Runtime library that computes label embeddings; `None`: looked for.
@@ -99,7 +103,8 @@ pub fn build(request: &BuildRequest, progress: &dyn Progress) -> Result<Manifest
         .tempdir_in(parent)
         .map_err(|error| files::io("create a folder in", parent, &error))?;
     let root = partial.path().join("repository");
-    let manifest = Build { request, root: root.clone(), progress }.run()?;
+    let manifest = Build { request, converter: RefCell::default(), root: root.clone(), progress };
+    let manifest = manifest.run()?;
     replace(&request.out, &root, &partial.path().join("before"))?;
     Ok(manifest)
 }
@@ -121,6 +126,7 @@ fn replace(out: &Path, new: &Path, before: &Path) -> Result<()> {
 
 struct Build<'a> {
     request: &'a BuildRequest,
+    converter: RefCell<Converter>,
     root: PathBuf,
     progress: &'a dyn Progress,
 }
@@ -167,6 +173,8 @@ impl Build<'_> {
             self.captioner(model, graphs, &mut placer)?;
         }
         write_stage(&folder, &StageFile::Preprocess(preprocess))?;
+        let precision = request.precision;
+        manifest.precision = (precision != Precision::default()).then(|| precision.to_string());
         self.configs(&sizes, has, &mut manifest)?;
         self.progress.say("listing files");
         manifest.write(&self.root)?;
@@ -184,17 +192,19 @@ impl Build<'_> {
         manifest: &mut Manifest,
     ) -> Result<()> {
         self.progress.say(&format!("writing the graphs of {}", model.name()));
+        let precision = &self.request.precision;
         let image = self.stage(StageKind::ClipImage)?;
-        graph(&image, IMAGE_GRAPH, &graphs.image, model, placer)?;
+        self.graph(&image, (IMAGE_GRAPH, &graphs.image), precision.clip_image, model, placer)?;
         write_stage(&image, &StageFile::ClipImage(ClipImageFile { facts: graphs.facts.clone() }))?;
         let text = self.stage(StageKind::ClipText)?;
-        graph(&text, TEXT_GRAPH, &graphs.text, model, placer)?;
+        self.graph(&text, (TEXT_GRAPH, &graphs.text), precision.clip_text, model, placer)?;
         model.copy_tokenizer(&text)?;
         let facts = || graphs.facts.clone();
         // Labels of a request are read as the model's own reference reads them.
-        let cleaning = match model.is_open_clip() {
-            true => Cleaning::OpenClip,
-            false => Cleaning::HuggingFace,
+        let cleaning = match (model.is_open_clip(), graphs.facts.family) {
+            (true, ClipFamily::Siglip) => Cleaning::Canonical,
+            (true, _) => Cleaning::OpenClip,
+            (false, _) => Cleaning::HuggingFace,
         };
         check_tokenizer(&text, &graphs.facts, cleaning)?;
         let file = ClipTextFile { facts: facts(), cleaning };
@@ -204,13 +214,14 @@ impl Build<'_> {
         let encoding = Encoding {
             text_folder: &text,
             facts: &graphs.facts,
+            cleaning: tables::cleaning(cleaning),
             threads: self.request.threads,
             onnxruntime: self.request.onnxruntime.as_deref(),
         };
         let all = tables::with_trendings(raw);
         let entries =
             tables::make(&all, &encoding, &tagger, Some(&self.request.out), self.progress)?;
-        graph(&tagger, TEXT_GRAPH, &graphs.text, model, placer)?;
+        self.graph(&tagger, (TEXT_GRAPH, &graphs.text), precision.clip_text, model, placer)?;
         model.copy_tokenizer(&tagger)?;
         let listed = tables::listed(&tagger, &entries);
         // Terms of the interrogator are read as open_clip reads them, whatever the model.
@@ -218,11 +229,12 @@ impl Build<'_> {
         write_stage(&tagger, &StageFile::Tagger(file))?;
         if has.captioner {
             let ranker = self.stage(StageKind::Ranker)?;
-            graph(&ranker, TEXT_GRAPH, &graphs.text, model, placer)?;
+            self.graph(&ranker, (TEXT_GRAPH, &graphs.text), precision.clip_text, model, placer)?;
             model.copy_tokenizer(&ranker)?;
             tables::link_interrogator(&tagger, &ranker, &entries)?;
             let listed = tables::listed(&ranker, &entries);
-            let file = RankerFile { facts: facts(), cleaning: Cleaning::OpenClip, tables: listed };
+            let cleaning = tables::cleaning(cleaning);
+            let file = RankerFile { facts: facts(), cleaning, tables: listed };
             write_stage(&ranker, &StageFile::Ranker(file))?;
             tables::tell_missing(&entries, self.progress);
         }
@@ -239,18 +251,18 @@ impl Build<'_> {
         self.progress.say(&format!("writing the graphs of {}", model.name()));
         let folder = self.stage(StageKind::Captioner)?;
         for (name, one) in &graphs.files {
-            graph(&folder, name, one, model, placer)?;
+            self.graph(&folder, (name, one), self.request.precision.captioner, model, placer)?;
         }
-        model.copy_tokenizer(&folder)?;
+        model.copy_caption_tokenizers(&folder, graphs.facts.qformer_text.is_some())?;
         let file = CaptionerFile { facts: graphs.facts.clone() };
         write_stage(&folder, &StageFile::Captioner(file))?;
 
         // The same files once more: links, but where weights are copied.
         let folder = self.stage(StageKind::CaptionStream)?;
         for (name, one) in &graphs.files {
-            graph(&folder, name, one, model, placer)?;
+            self.graph(&folder, (name, one), self.request.precision.captioner, model, placer)?;
         }
-        model.copy_tokenizer(&folder)?;
+        model.copy_caption_tokenizers(&folder, graphs.facts.qformer_text.is_some())?;
         let size = graphs.facts.image_size;
         model.write_preprocessor(&folder.join(CAPTION_PREPROCESSOR), [size, size])?;
         let file = CaptionStreamFile {
@@ -258,6 +270,28 @@ impl Build<'_> {
             caption_preprocessor: CAPTION_PREPROCESSOR.to_owned(),
         };
         write_stage(&folder, &StageFile::CaptionStream(file))
+    }
+
+    /// Writes a graph and puts the weights it refers to beside it.
+    fn graph(
+        &self,
+        folder: &Path,
+        (name, graph): (&str, &Graph),
+        bits: Bits,
+        model: &ModelFolder,
+        placer: &mut Placer<'_>,
+    ) -> Result<()> {
+        let mut converter = self.converter.borrow_mut();
+        let graph = converter.convert((name, graph), bits, model, folder, self.progress)?;
+        files::write(&folder.join(name), &graph.bytes)?;
+        for weights in &graph.weight_files {
+            let target = folder.join(weights);
+            // Several graphs of one stage refer to the same file.
+            if !target.exists() {
+                placer.place(&model.path().join(weights), &target)?;
+            }
+        }
+        Ok(())
     }
 
     /// The version folder of a stage.
@@ -286,25 +320,6 @@ impl Build<'_> {
         }
         Ok(())
     }
-}
-
-/// Writes a graph and puts the weights it refers to beside it.
-fn graph(
-    folder: &Path,
-    name: &str,
-    graph: &Graph,
-    model: &ModelFolder,
-    placer: &mut Placer<'_>,
-) -> Result<()> {
-    files::write(&folder.join(name), &graph.bytes)?;
-    for weights in &graph.weight_files {
-        let target = folder.join(weights);
-        // Several graphs of one stage refer to the same file.
-        if !target.exists() {
-            placer.place(&model.path().join(weights), &target)?;
-        }
-    }
-    Ok(())
 }
 
 /// Writes stage.json.

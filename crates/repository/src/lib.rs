@@ -9,6 +9,8 @@ mod in_process;
 mod layout;
 mod manifest;
 pub mod parts;
+mod precision;
+pub mod parts;
 mod progress;
 mod source;
 mod stream;
@@ -20,7 +22,10 @@ pub use imprompt_graph::family;
 pub use imprompt_graph::weights::WEIGHT_FILES;
 pub use in_process::InProcess;
 pub use manifest::{FileEntry, Manifest, Source, TableEntry};
+pub use precision::{Bits, Precision, PrecisionChoice};
 pub use progress::{Progress, Silent, Unit};
-pub use source::{CONFIG_FILES, ModelFolder, OPEN_CLIP_FILES, TOKENIZER_FILES};
+pub use source::{
+    CONFIG_FILES, ModelFolder, OPEN_CLIP_FILES, QFORMER_TOKENIZER_FILES, TOKENIZER_FILES,
+};
 pub use stream::CaptionStream;
 pub use vocabulary::{AddTables, add_tables, remove_tables};

@@ -28,6 +28,9 @@ pub struct Manifest {
     /// The captioner, if any.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub captioner: Option<Source>,
+    /// In how many bits the weights are kept, part by part, where not as the models have them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub precision: Option<String>,
     /// Names of the ensembles.
     pub ensembles: Vec<String>,
     /// Names of the stages.
@@ -84,6 +87,7 @@ impl Manifest {
             layout: LAYOUT,
             clip: None,
             captioner: None,
+            precision: None,
             ensembles: vec![],
             stages: vec![],
             tables: vec![],

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use imprompt_error::{Error, Kind, Result};
 use imprompt_graph::clip::open_clip;
 use imprompt_picture::Preprocessor;
+use imprompt_stage::captioner::QFORMER_TOKENIZER;
 use serde_json::{Value, json};
 
 use crate::files;
@@ -20,6 +21,15 @@ pub const TOKENIZER_FILES: [&str; 8] = [
     "merges.txt",
     "vocab.txt",
     "spiece.model",
+];
+
+/// Files of the second tokenizer that a model has whose Q-Former reads the text: those of BERT's.
+pub const QFORMER_TOKENIZER_FILES: [&str; 5] = [
+    "qformer_tokenizer/tokenizer.json",
+    "qformer_tokenizer/tokenizer_config.json",
+    "qformer_tokenizer/special_tokens_map.json",
+    "qformer_tokenizer/added_tokens.json",
+    "qformer_tokenizer/vocab.txt",
 ];
 
 /// Configurations; a folder has some of them.
@@ -102,19 +112,44 @@ impl ModelFolder {
         })
     }
 
-    /// Copies the tokenizer's files to `folder`.
-    pub(crate) fn copy_tokenizer(&self, folder: &Path) -> Result<()> {
+    /// Copies the tokenizers of a captioner to `folder`: the second one where `qformer_reads`.
+    pub(crate) fn copy_caption_tokenizers(&self, folder: &Path, qformer_reads: bool) -> Result<()> {
+        self.copy_tokenizer(folder)?;
+        if !qformer_reads {
+            return Ok(());
+        }
+        files::create_dir(&folder.join(QFORMER_TOKENIZER))?;
+        let copied = self.copy_files(&QFORMER_TOKENIZER_FILES, folder)?;
+        if copied.iter().any(|name| name.ends_with("tokenizer.json") || name.ends_with("vocab.txt"))
+        {
+            return Ok(());
+        }
+        Err(Error::not_found(format!(
+            "{}: no tokenizer for the Q-Former ({QFORMER_TOKENIZER}/ has neither tokenizer.json \
+             nor vocab.txt)",
+            self.path.display()
+        )))
+    }
+
+    /// Copies those of the files `names` that there are to `folder`.
+    fn copy_files(&self, names: &[&'static str], folder: &Path) -> Result<Vec<&'static str>> {
         let mut copied = Vec::new();
-        for name in TOKENIZER_FILES {
+        for name in names {
             match files::read(&self.path.join(name)) {
                 Ok(bytes) => {
                     files::write(&folder.join(name), &bytes)?;
-                    copied.push(name);
+                    copied.push(*name);
                 }
                 Err(error) if error.kind() == Kind::NotFound => {}
                 Err(error) => return Err(error),
             }
         }
+        Ok(copied)
+    }
+
+    /// Copies the tokenizer's files to `folder`.
+    pub(crate) fn copy_tokenizer(&self, folder: &Path) -> Result<()> {
+        let copied = self.copy_files(&TOKENIZER_FILES, folder)?;
         let has = |name| copied.contains(&name);
         let is_complete = has("tokenizer.json")
             || has("vocab.txt")
@@ -219,6 +254,27 @@ mod tests {
         let (_folder, model) = folder(&[("vocab.json", "{}"), ("merges.txt", "")]);
         model.copy_tokenizer(target.path()).unwrap();
         assert!(target.path().join("merges.txt").is_file());
+    }
+
+    #[test]
+    fn a_qformer_that_reads_needs_its_own_tokenizer() {
+        let target = tempfile::tempdir().unwrap();
+        let (folder, model) = folder(&[("vocab.txt", "a")]);
+        model.copy_caption_tokenizers(target.path(), false).unwrap();
+        assert!(!target.path().join(QFORMER_TOKENIZER).exists());
+        let second = folder.path().join(QFORMER_TOKENIZER);
+        std::fs::create_dir(&second).unwrap();
+        std::fs::write(second.join("tokenizer_config.json"), "{}").unwrap();
+        let error = model.copy_caption_tokenizers(target.path(), true).unwrap_err();
+        assert!(error.message().contains("no tokenizer for the Q-Former"), "{error}");
+        for name in QFORMER_TOKENIZER_FILES {
+            std::fs::write(folder.path().join(name), name).unwrap();
+        }
+        model.copy_caption_tokenizers(target.path(), true).unwrap();
+        for name in QFORMER_TOKENIZER_FILES {
+            assert!(name.starts_with(QFORMER_TOKENIZER));
+            assert_eq!(std::fs::read_to_string(target.path().join(name)).unwrap(), name);
+        }
     }
 
     #[test]

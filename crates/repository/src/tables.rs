@@ -35,25 +35,35 @@ pub(crate) struct RawTable {
 /// The source of a table that imprompt makes itself.
 pub(crate) const OWN: &str = "imprompt";
 
+/// How terms of the interrogator are read where labels are read by `labels`: as
+/// open_clip reads them, whatever the model.
+pub(crate) fn cleaning(labels: Cleaning) -> Cleaning {
+    match labels {
+        Cleaning::Canonical => Cleaning::Canonical,
+        _ => Cleaning::OpenClip,
+    }
+}
+
 /// What embeds labels.
 pub(crate) struct Encoding<'a> {
     /// A folder with the graph, weights and tokenizer of CLIP's text tower.
     pub(crate) text_folder: &'a Path,
     pub(crate) facts: &'a ClipFacts,
+    /// How terms are read: see [`cleaning`].
+    pub(crate) cleaning: Cleaning,
     pub(crate) threads: usize,
     pub(crate) onnxruntime: Option<&'a Path>,
 }
 
 impl Encoding<'_> {
-    /// Opens the text tower, to read labels as open_clip reads them.
+    /// Opens the text tower.
     fn open(&self) -> Result<TextSide> {
         let parameters = Parameters {
             threads: self.threads,
             onnxruntime: self.onnxruntime.map(Into::into),
             ..Parameters::default()
         };
-        TextModel::open(self.text_folder, self.facts.clone(), Cleaning::OpenClip, &parameters)?
-            .side()
+        TextModel::open(self.text_folder, self.facts.clone(), self.cleaning, &parameters)?.side()
     }
 }
 

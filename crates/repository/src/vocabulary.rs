@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use imprompt_error::{Error, Result};
-use imprompt_graph::ClipFacts;
+use imprompt_stage::clip_text::ClipTextFile;
 use imprompt_stage::{STAGE_FILE, StageFile, StageKind};
 
 use crate::build::write_stage;
@@ -53,10 +53,11 @@ pub fn add_tables(
         .filter(|table| table.source != tables::OWN || !is_there(&table.name))
         .collect();
     let text_folder = version(repository, StageKind::ClipText);
-    let facts = facts(&text_folder)?;
+    let text = text_file(&text_folder)?;
     let encoding = Encoding {
         text_folder: &text_folder,
-        facts: &facts,
+        facts: &text.facts,
+        cleaning: tables::cleaning(text.cleaning),
         threads: 0,
         onnxruntime: request.onnxruntime.as_deref(),
     };
@@ -136,9 +137,9 @@ fn stage_file(folder: &Path) -> Result<StageFile> {
         .map_err(|error| Error::bad_model(format!("{}: {error}", path.display())))
 }
 
-fn facts(folder: &Path) -> Result<ClipFacts> {
+fn text_file(folder: &Path) -> Result<ClipTextFile> {
     match stage_file(folder)? {
-        StageFile::ClipText(file) => Ok(file.facts),
+        StageFile::ClipText(file) => Ok(file),
         _ => Err(wrong_stage(folder)),
     }
 }

@@ -67,6 +67,7 @@ fn request(folder: &Path, model: ModelFolder) -> BuildRequest {
         vocabularies: vec![],
         out: folder.join("repository"),
         copy: false,
+        precision: imprompt_repository::Precision::default(),
         threads: 1,
         onnxruntime: Some(onnxruntime()),
     }
@@ -124,11 +125,11 @@ fn open_clip_folders_answer_as_open_clip_does() {
 
 #[test]
 fn siglip_gives_sigmoids() {
-    for name in ["siglip", "siglip2"] {
-        let golden = Golden::read(&format!("siglip/{name}.json"));
+    for name in ["siglip/siglip", "siglip/siglip2", "open_clip/siglip", "open_clip/siglip2"] {
+        let golden = Golden::read(&format!("{name}.json"));
         let sum: f32 = golden.probability.iter().sum();
         assert!((sum - 1.0).abs() > 0.1, "a softmax could not be told from it");
-        let config = zero_shot(&format!("siglip/{name}"), None, &golden, "sigmoid");
+        let config = zero_shot(name, None, &golden, "sigmoid");
         assert!(config.contains("value: { string_value: \"sigmoid\" }"), "{config}");
         assert!(config.contains("they need not add up to 1"), "{config}");
     }
@@ -136,8 +137,14 @@ fn siglip_gives_sigmoids() {
 
 #[test]
 fn siglip_ranks_for_the_interrogator_too() {
+    for name in ["siglip/siglip", "open_clip/siglip"] {
+        ranks(name);
+    }
+}
+
+fn ranks(name: &str) {
     let folder = tempfile::tempdir().unwrap();
-    let mut request = request(folder.path(), model(folder.path(), "siglip/siglip", None));
+    let mut request = request(folder.path(), model(folder.path(), name, None));
     request.captioner = Some(ModelFolder::open(&project().join("models/demo-blip2")).unwrap());
     request.vocabularies = vec![folder.path().join("tables")];
     std::fs::create_dir(&request.vocabularies[0]).unwrap();
@@ -192,12 +199,16 @@ fn what_is_missing_is_said_at_the_build() {
     let error = fails("siglip/siglip2", &naflex);
     assert!(error.kind() == Kind::Unsupported && error.message().contains("NaFlex"), "{error}");
     // A tokenizer of more words than the model has rows.
-    let error = fails("siglip/siglip", &|model| {
-        let other = project().join("goldens/siglip/siglip2/");
-        std::fs::remove_file(model.join("spiece.model")).unwrap();
-        for name in ["tokenizer.json", "tokenizer_config.json"] {
-            std::fs::copy(other.join(name), model.join(name)).unwrap();
-        }
-    });
-    assert!(error.message().contains("700 tokens, the model knows 600"), "{error}");
+    for name in ["siglip/siglip", "open_clip/siglip"] {
+        let error = fails(name, &|model| {
+            let other = project().join("goldens/siglip/siglip2/");
+            for gone in ["spiece.model", "special_tokens_map.json"] {
+                let _ = std::fs::remove_file(model.join(gone));
+            }
+            for name in ["tokenizer.json", "tokenizer_config.json"] {
+                std::fs::copy(other.join(name), model.join(name)).unwrap();
+            }
+        });
+        assert!(error.message().contains("700 tokens, the model knows 600"), "{name}: {error}");
+    }
 }

@@ -35,6 +35,7 @@ fn request(out: &Path, clip: bool, captioner: bool) -> BuildRequest {
         vocabularies: vec![],
         out: out.to_owned(),
         copy: false,
+        precision: imprompt_repository::Precision::default(),
         threads: 0,
         onnxruntime: Some(onnxruntime()),
     }

@@ -18,6 +18,10 @@ use crate::modes::mode;
 use crate::signature::MAX_BATCH_SIZE;
 use crate::{Parameters, Request, Response, Signature, Stage, StageKind, StageModel, Tensor};
 
+/// The subfolder with the tokenizer of a Q-Former that reads the text, as
+/// transformers' `InstructBlipProcessor` keeps it.
+pub const QFORMER_TOKENIZER: &str = "qformer_tokenizer";
+
 /// The stage file of `captioner`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -30,6 +34,8 @@ struct Shared {
     folder: PathBuf,
     facts: CaptionFacts,
     tokenizer: Arc<CaptionTokenizer>,
+    /// Where the Q-Former reads the text: its own.
+    qformer_tokenizer: Option<CaptionTokenizer>,
     runtime: &'static dyn Runtime,
     parameters: Parameters,
 }
@@ -49,10 +55,15 @@ impl CaptionerModel {
         let mut signature = StageKind::Captioner.signature();
         let size = facts.image_size as i64;
         signature.set_dims("pixel_values", &[3, size, size]);
+        let qformer_tokenizer = facts
+            .qformer_text
+            .map(|_| CaptionTokenizer::load(&folder.join(QFORMER_TOKENIZER)))
+            .transpose()?;
         let shared = Shared {
             folder: folder.to_owned(),
             facts,
             tokenizer: Arc::new(CaptionTokenizer::load(folder)?),
+            qformer_tokenizer,
             runtime: engine::runtime(parameters)?,
             parameters: parameters.clone(),
         };
@@ -104,7 +115,11 @@ enum Item {
     /// Nothing is to be computed: the caption was given, or none is needed.
     Known(String),
     /// To be generated, from these prompt tokens.
-    Asked { prompt_ids: Option<Vec<u32>>, options: GenerationOptions },
+    Asked {
+        prompt_ids: Option<Vec<u32>>,
+        qformer_ids: Option<Vec<u32>>,
+        options: GenerationOptions,
+    },
 }
 
 impl Stage for CaptionerStage {
@@ -139,11 +154,12 @@ impl CaptionerStage {
         for (index, (read, deadline)) in read.iter().zip(&deadlines).enumerate() {
             let Ok((pixel_values, items)) = read else { continue };
             for (item, pixel_values) in items.iter().zip(pixel_values.chunks_exact(size)) {
-                if let Item::Asked { prompt_ids, options } = item {
+                if let Item::Asked { prompt_ids, qformer_ids, options } = item {
                     owners.push(index);
                     batch.push(CaptionRequest {
                         pixel_values,
                         prompt_ids: prompt_ids.as_deref(),
+                        qformer_ids: qformer_ids.as_deref(),
                         options: *options,
                         cancel: deadline,
                     });
@@ -201,11 +217,15 @@ impl Shared {
             {
                 return Ok(Item::Known(caption.to_owned()));
             }
-            let prompt_ids = match texts.as_ref().map(|texts| texts[item]) {
-                None => None,
-                Some(text) => Some(self.tokenizer.encode(text)?),
-            };
-            Ok(Item::Asked { prompt_ids, options })
+            let text = texts.as_ref().map(|texts| texts[item]);
+            // A Q-Former that reads always has a text: no text is the empty one.
+            let text = text.or(self.qformer_tokenizer.as_ref().map(|_| ""));
+            let ids = |tokenizer: &CaptionTokenizer| text.map(|text| tokenizer.encode(text));
+            Ok(Item::Asked {
+                prompt_ids: ids(&self.tokenizer).transpose()?,
+                qformer_ids: self.qformer_tokenizer.as_ref().and_then(ids).transpose()?,
+                options,
+            })
         });
         Ok((pixel_values, items.collect::<Result<_>>()?))
     }

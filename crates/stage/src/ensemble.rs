@@ -44,6 +44,7 @@ pub const ENSEMBLES: [Ensemble; 5] = [
             "given_caption",
             "min_flavors",
             "max_flavors",
+            "budget_ms",
             "max_new_tokens",
             "min_new_tokens",
             "num_beams",
@@ -101,6 +102,7 @@ pub const ENSEMBLES: [Ensemble; 5] = [
                     ("mode", "mode"),
                     ("min_flavors", "min_flavors"),
                     ("max_flavors", "max_flavors"),
+                    ("budget_ms", "budget_ms"),
                 ],
                 outputs: &[
                     ("prompt", "prompt"),

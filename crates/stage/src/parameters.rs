@@ -8,7 +8,7 @@ use imprompt_error::{Error, Result};
 /// name; unknown keys are refused.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Parameters {
-    /// Threads of one instance's engine session; 0: one a core.
+    /// Threads of one instance's engine session, and of its passes over label tables; 0: one a core.
     pub threads: usize,
     /// The ONNX Runtime library to open; none: looked for in the usual places.
     pub onnxruntime: Option<PathBuf>,

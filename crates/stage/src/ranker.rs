@@ -50,7 +50,10 @@ impl RankerModel {
                 vocabulary.insert(kind, table)?;
             }
         }
-        let interrogator = Interrogator::new(vocabulary, Config::default())?;
+        let interrogator = Interrogator::new(
+            vocabulary,
+            Config { threads: parameters.threads, ..Config::default() },
+        )?;
         let text = TextModel::open(folder, file.facts, file.cleaning, parameters)?;
         let parameters = parameters.clone();
         let shared = Shared { text, dimension, interrogator, parameters };
@@ -90,6 +93,7 @@ impl Ranker {
         let modes = request.optional_texts("mode", most)?;
         let min_flavors = request.optional_i32("min_flavors")?;
         let max_flavors = request.optional_i32("max_flavors")?;
+        let budget_ms = request.optional_i32("budget_ms")?;
         let deadline = Deadline::new(request.cancellation, shared.parameters.deadline_ms);
 
         let mut outcomes: Vec<Outcome> = Vec::with_capacity(request.batch);
@@ -99,6 +103,7 @@ impl Ranker {
                 caption: captions[item],
                 min_flavors: min_flavors.map(|values| values[item]),
                 max_flavors: max_flavors.map(|values| values[item]),
+                budget_ms: budget_ms.as_ref().map(|values| values[item]),
             };
             let outcome =
                 shared.interrogator.interrogate(image, &asked, &mut self.text, &deadline)?;

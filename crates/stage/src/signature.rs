@@ -171,6 +171,7 @@ impl StageKind {
                     optional("mode", Bytes),
                     optional("min_flavors", Int32),
                     optional("max_flavors", Int32),
+                    optional("budget_ms", Int32),
                 ],
                 vec![
                     text("prompt"),

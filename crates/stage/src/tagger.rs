@@ -94,20 +94,34 @@ struct Asked<'a> {
 
 type Embeds = HashMap<String, Arc<[f32]>>;
 
+/// Scores against stored tables, by the places of the request and of the item in it.
+type StoredScores = HashMap<(usize, usize), Result<Vec<Score>>>;
+
+/// An item whose labels are stored.
+struct StoredItem<'a> {
+    table: &'a LabelTable,
+    top_k: Option<usize>,
+    place: (usize, usize),
+    image: &'a [f32],
+}
+
 impl Stage for Tagger {
     fn execute(&mut self, requests: &[Request<'_>]) -> Vec<Result<Response>> {
         let asked: Vec<Result<Asked<'_>>> =
             requests.iter().map(|request| self.shared.read(request)).collect();
-        // All new labels of the batch go through the text tower together.
+        // All new labels of the batch go through the text tower together, and a stored table is
+        // read once for the pictures of all requests.
         let embeds = self.embed(asked.iter().flatten());
+        let mut stored = self.shared.score_stored(&asked);
         asked
             .into_iter()
             .zip(requests)
-            .map(|(asked, request)| {
+            .enumerate()
+            .map(|(number, (asked, request))| {
                 let asked = asked?;
                 request.cancellation.check()?;
                 let embeds = embeds.as_ref().map_err(Error::clone)?;
-                self.shared.answer(&asked, embeds, request)
+                self.shared.answer(&asked, (number, &mut stored), embeds, request)
             })
             .collect()
     }
@@ -224,16 +238,62 @@ impl Shared {
         }
     }
 
+    /// The scores of every item whose labels are stored: items of one table go together.
+    fn score_stored(&self, asked: &[Result<Asked<'_>>]) -> StoredScores {
+        let mut items = Vec::new();
+        for (number, asked) in asked.iter().enumerate() {
+            let Ok(asked) = asked else { continue };
+            let images = asked.image_embeds.chunks_exact(self.dimension);
+            for (item, (image, labels)) in images.zip(&asked.items).enumerate() {
+                if let Labels::Stored(table) = labels {
+                    let (top_k, place) = (asked.top_k, (number, item));
+                    items.push(StoredItem { table, top_k, place, image });
+                }
+            }
+        }
+        let kind = |item: &StoredItem<'_>| (std::ptr::from_ref(item.table).addr(), item.top_k);
+        items.sort_by_key(kind);
+        let mut scores = StoredScores::new();
+        for group in items.chunk_by(|left, right| kind(left) == kind(right)) {
+            let StoredItem { table, top_k, .. } = group[0];
+            let score = |images: &[f32]| {
+                let rows = LabelEmbeds::Float16(table.rows());
+                let threads = self.parameters.threads;
+                zero_shot(images, self.dimension, rows, self.scoring, top_k, threads)
+            };
+            let images: Vec<&[f32]> = group.iter().map(|item| item.image).collect();
+            match score(&images.concat()) {
+                Ok(all) => {
+                    scores.extend(group.iter().zip(all).map(|(item, one)| (item.place, Ok(one))));
+                }
+                // An item that is wrong does not spoil the others.
+                Err(_) => scores.extend(
+                    group
+                        .iter()
+                        .map(|item| (item.place, score(item.image).map(|all| all.concat()))),
+                ),
+            }
+        }
+        scores
+    }
+
     fn answer(
         &self,
         asked: &Asked<'_>,
+        (number, stored): (usize, &mut StoredScores),
         embeds: &Embeds,
         request: &Request<'_>,
     ) -> Result<Response> {
         let mut names: Vec<Cow<'static, [u8]>> = Vec::new();
         let (mut probabilities, mut similarities) = (Vec::new(), Vec::new());
-        for (image, labels) in asked.image_embeds.chunks_exact(self.dimension).zip(&asked.items) {
-            let scores = self.score(image, labels, embeds, asked.top_k)?;
+        let images = asked.image_embeds.chunks_exact(self.dimension);
+        for (item, (image, labels)) in images.zip(&asked.items).enumerate() {
+            let scores = match labels {
+                Labels::Stored(_) => stored
+                    .remove(&(number, item))
+                    .unwrap_or_else(|| Err(Error::internal("a lost item")))?,
+                Labels::Given(_, texts) => self.score_given(image, texts, embeds, asked.top_k)?,
+            };
             for Score { index, probability, similarity } in scores {
                 let name = match labels {
                     Labels::Given(labels, _) => labels[index],
@@ -254,26 +314,21 @@ impl Shared {
         Ok(response)
     }
 
-    fn score(
+    fn score_given(
         &self,
         image: &[f32],
-        labels: &Labels<'_>,
+        texts: &[String],
         embeds: &Embeds,
         top_k: Option<usize>,
     ) -> Result<Vec<Score>> {
-        match labels {
-            Labels::Stored(table) => {
-                zero_shot(image, LabelEmbeds::Float16(table.rows()), self.scoring, top_k)
-            }
-            Labels::Given(_, texts) => {
-                let mut rows = Vec::with_capacity(texts.len() * self.dimension);
-                for text in texts {
-                    let row = embeds.get(text).ok_or_else(|| Error::internal("a lost label"))?;
-                    rows.extend_from_slice(row);
-                }
-                zero_shot(image, LabelEmbeds::Float32(&rows), self.scoring, top_k)
-            }
+        let mut rows = Vec::with_capacity(texts.len() * self.dimension);
+        for text in texts {
+            let row = embeds.get(text).ok_or_else(|| Error::internal("a lost label"))?;
+            rows.extend_from_slice(row);
         }
+        let rows = LabelEmbeds::Float32(&rows);
+        let scores = zero_shot(image, self.dimension, rows, self.scoring, top_k, 1)?;
+        Ok(scores.into_iter().flatten().collect())
     }
 }
 

@@ -21,7 +21,7 @@ enum TextTokenizer {
 }
 
 impl TextTokenizer {
-    /// The tokenizer in `folder`. `cleaning` is for CLIP's; SigLIP's has one rule.
+    /// The tokenizer in `folder`.
     fn load(folder: &Path, facts: &ClipFacts, cleaning: Cleaning) -> Result<Self> {
         let slots = facts.context_length;
         let (tokenizer, ids) = match facts.family {
@@ -31,7 +31,7 @@ impl TextTokenizer {
                 (TextTokenizer::Clip(tokenizer), ids)
             }
             ClipFamily::Siglip => {
-                let tokenizer = SiglipTokenizer::load(folder, slots)?;
+                let tokenizer = SiglipTokenizer::load(folder, cleaning, slots)?;
                 let ids = tokenizer.vocab_size();
                 (TextTokenizer::Siglip(tokenizer), ids)
             }

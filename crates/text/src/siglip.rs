@@ -1,13 +1,14 @@
 //! The tokenizers of SigLIP's and SigLIP 2's text towers.
 
+use std::borrow::Cow;
 use std::path::Path;
 
 use imprompt_error::{Error, Result};
 use tokenizers::normalizers::{Lowercase, Sequence};
 use tokenizers::{Tokenizer, TruncationDirection};
 
-use crate::clean::{is_python_space, python_strip};
-use crate::clip::Tokens;
+use crate::clean::{is_python_space, open_clip_canonical, python_strip};
+use crate::clip::{Cleaning, Tokens};
 use crate::files::Folder;
 use crate::pipeline;
 use crate::sentencepiece::{self, SPACE, SentencePiece};
@@ -35,8 +36,10 @@ const GEMMA_DEFAULTS: [(&str, &str); 4] = [
 /// `Siglip2Tokenizer` of transformers 5.5.4, which is Gemma's `tokenizer.json`
 /// behind lower case. The folders of SigLIP 2 name `GemmaTokenizer`, which leaves
 /// capitals as they are; the models were trained on lower case, so they get it.
+/// With [`Cleaning::Canonical`] texts are cleaned first, as open_clip does.
 pub struct SiglipTokenizer {
     rules: Rules,
+    is_canonical: bool,
     context_length: usize,
     pad_id: u32,
     pad_in_front: bool,
@@ -63,13 +66,14 @@ struct Pieces {
 impl SiglipTokenizer {
     /// Loads the tokenizer of a Hugging Face folder: its `spiece.model` where its
     /// class is `SiglipTokenizer`, else its `tokenizer.json`. `context_length` is
-    /// the text tower's number of slots, 64 for every SigLIP of Google's.
+    /// the text tower's number of slots, 64 for every SigLIP of Google's. Of
+    /// `cleaning` [`Cleaning::Canonical`] alone makes a difference.
     ///
     /// # Errors
     /// [`imprompt_error::Kind::BadModel`] when a file is missing, malformed or
     /// lacks a token that is needed, `Unsupported` for a SentencePiece model of
     /// another kind.
-    pub fn load(folder: &Path, context_length: usize) -> Result<Self> {
+    pub fn load(folder: &Path, cleaning: Cleaning, context_length: usize) -> Result<Self> {
         let plain = Folder::new(folder, &DEFAULTS);
         let class = plain.text("tokenizer_class")?.unwrap_or_default();
         let is_gemma = class.starts_with("Gemma") || class.starts_with("Siglip2");
@@ -103,6 +107,7 @@ impl SiglipTokenizer {
             Rules::Pipeline(tokenizer) => tokenizer.token_to_id(&pad),
         };
         let this = SiglipTokenizer {
+            is_canonical: cleaning == Cleaning::Canonical,
             context_length,
             pad_id: pad_id.ok_or_else(|| folder.bad("no pad_token in the vocabulary"))?,
             // Gemma's class pads in front unless its folder says otherwise.
@@ -112,6 +117,7 @@ impl SiglipTokenizer {
             },
             vocab_size: match &rules {
                 Rules::SentencePiece(pieces) => pieces.model.size(),
+                Rules::Pipeline(tokenizer) if cleaning == Cleaning::Canonical => spelt(tokenizer),
                 Rules::Pipeline(tokenizer) => tokenizer.get_vocab_size(true),
             },
             rules,
@@ -130,9 +136,17 @@ impl SiglipTokenizer {
     /// # Errors
     /// [`imprompt_error::Kind::Internal`] when the folder's own pipeline fails.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        let text = &*self.cleaned(text);
         match &self.rules {
             Rules::SentencePiece(pieces) => Ok(pieces.with_end(pieces.encode(text))),
             Rules::Pipeline(tokenizer) => pipeline::encode(tokenizer, text),
+        }
+    }
+
+    fn cleaned<'t>(&self, text: &'t str) -> Cow<'t, str> {
+        match self.is_canonical {
+            true => Cow::Owned(open_clip_canonical(text)),
+            false => Cow::Borrowed(text),
         }
     }
 
@@ -155,6 +169,7 @@ impl SiglipTokenizer {
 
     /// The ids of a text that has too many.
     fn cut(&self, text: &str) -> Result<Vec<u32>> {
+        let text = &*self.cleaned(text);
         match &self.rules {
             Rules::SentencePiece(pieces) => {
                 let mut ids = pieces.encode(text);
@@ -180,10 +195,19 @@ impl SiglipTokenizer {
         self.context_length
     }
 
-    /// Number of ids, special tokens included.
+    /// The ids of texts are below this. Without cleaning it is the number of all
+    /// ids; special tokens have punctuation, so a cleaned text has none of them
+    /// (T5's extra ones lie beyond the model's vocabulary).
     pub fn vocab_size(&self) -> usize {
         self.vocab_size
     }
+}
+
+/// One more than the highest id that is no special token's.
+fn spelt(tokenizer: &Tokenizer) -> usize {
+    let added = tokenizer.get_added_tokens_decoder();
+    let ids = tokenizer.get_vocab(false).into_values().filter(|id| !added.contains_key(id));
+    ids.max().map_or(0, |id| id as usize + 1)
 }
 
 /// Puts lower case in front of the tokenizer's own normaliser.

@@ -190,10 +190,9 @@ struct SiglipRow {
     ids: Vec<u32>,
 }
 
-fn siglip_rows(name: &str, folder: &str) {
-    let goldens = goldens("../siglip");
-    let tokenizer = SiglipTokenizer::load(&goldens.join(folder), 16).unwrap();
-    let rows: Vec<SiglipRow> = rows(&format!("../siglip/{name}"));
+fn siglip_rows(name: &str, folder: &str, cleaning: Cleaning) {
+    let tokenizer = SiglipTokenizer::load(&goldens(folder), cleaning, 16).unwrap();
+    let rows: Vec<SiglipRow> = rows(name);
     let cases = rows.iter().map(|row| {
         let tokens = tokenizer.tokens(&row.t).unwrap();
         assert_eq!(tokens.truncated, tokenizer.encode(&row.t).unwrap().len() > 16);
@@ -204,25 +203,32 @@ fn siglip_rows(name: &str, folder: &str) {
 
 #[test]
 fn siglip_rows_are_equal() {
-    siglip_rows("tokens-spiece.jsonl", "siglip");
+    siglip_rows("../siglip/tokens-spiece.jsonl", "../siglip/siglip", Cleaning::HuggingFace);
 }
 
 #[test]
 fn siglip_2_rows_are_equal() {
-    siglip_rows("tokens-gemma.jsonl", "siglip2");
+    siglip_rows("../siglip/tokens-gemma.jsonl", "../siglip/siglip2", Cleaning::HuggingFace);
+}
+
+#[test]
+fn siglip_rows_of_open_clip_are_equal() {
+    siglip_rows("../open_clip/tokens-t5.jsonl", "../open_clip/siglip", Cleaning::Canonical);
 }
 
 #[test]
 fn a_siglip_folder_without_a_tokenizer_says_what_is_missing() {
     let folder = tempfile::tempdir().unwrap();
-    let load = || SiglipTokenizer::load(folder.path(), 64).map(|_| ()).unwrap_err();
+    let load =
+        || SiglipTokenizer::load(folder.path(), Cleaning::HuggingFace, 64).map(|_| ()).unwrap_err();
     assert!(load().message().contains("neither spiece.model nor tokenizer.json"), "{}", load());
     std::fs::write(folder.path().join("spiece.model"), b"not a model").unwrap();
     assert!(load().message().contains("spiece.model"), "{}", load());
     std::fs::copy(goldens("../siglip/siglip/spiece.model"), folder.path().join("spiece.model"))
         .unwrap();
-    let tokenizer = SiglipTokenizer::load(folder.path(), 64).unwrap();
+    let tokenizer = SiglipTokenizer::load(folder.path(), Cleaning::HuggingFace, 64).unwrap();
     assert_eq!((tokenizer.tokens("").unwrap().ids, tokenizer.vocab_size()), (vec![1; 64], 600));
-    let one_slot = SiglipTokenizer::load(folder.path(), 1).map(|_| ()).unwrap_err();
+    let one_slot =
+        SiglipTokenizer::load(folder.path(), Cleaning::HuggingFace, 1).map(|_| ()).unwrap_err();
     assert!(one_slot.message().contains("1 slots"), "{one_slot}");
 }

@@ -2,6 +2,7 @@
 //! binary loads where it is missing, and says so.
 
 mod held;
+mod kernels;
 mod library;
 mod session;
 mod slab;

@@ -13,10 +13,11 @@ use ort::session::Session;
 use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 use ort::sys::OrtValue;
 use ort::value::{Outlet, TensorElementType, ValueType};
+use prost::Message;
 
 use super::held::{OnnxHeld, RawValue, check};
 use super::slab::OnnxCache;
-use super::{lowest_level, status};
+use super::{kernels, lowest_level, status};
 use crate::{
     Cache, CacheSpec, ElementType, Engine, EngineOptions, Held, Input, Optimization, Port,
 };
@@ -91,7 +92,10 @@ impl OnnxEngine {
         }
         let load_error = |error: ort::Error| status::load_error(&error, &name);
         let mut builder = configure(environment, options).map_err(load_error)?;
-        let session = builder.commit_from_file(graph).map_err(load_error)?;
+        let session = match options.kernels && imprompt_kernel::is_supported() {
+            true => with_kernels(builder, graph, options)?,
+            false => builder.commit_from_file(graph).map_err(load_error)?,
+        };
         let ports = |outlets| Ports::new(outlets).map_err(|error| error.context(&name));
         let memory =
             MemoryInfo::new(AllocationDevice::CPU, 0, AllocatorType::Device, MemoryType::Default);
@@ -264,6 +268,30 @@ impl Engine for OnnxEngine {
         self.run_raw(inputs, outputs, Some((cache, &slots)))
     }
 }
+
+/// A session over `graph` with imprompt's kernels in it.
+fn with_kernels(builder: SessionBuilder, graph: &Path, options: &EngineOptions) -> Result<Session> {
+    let name = graph.display();
+    let load_error = |error: ort::Error| status::load_error(&error, &name.to_string());
+    let bytes =
+        std::fs::read(graph).map_err(|error| Error::bad_model(format!("{name}: {error}")))?;
+    let mut model = imprompt_onnx::Model::decode(bytes.as_slice())
+        .map_err(|error| Error::bad_model(format!("{name} is no ONNX graph: {error}")))?;
+    let folder = graph.parent().unwrap_or(Path::new("."));
+    let weights = kernels::rewrite(&mut model, folder).map_err(|error| error.context(&name))?;
+    let domain = kernels::domain(weights, options.threads).map_err(load_error)?;
+    // What stays in the graph's charge, norms and embeddings, is looked for beside it.
+    let folder = folder
+        .to_str()
+        .ok_or_else(|| Error::bad_model(format!("{name}: the folder's name is not UTF-8")))?;
+    let mut builder = (builder.with_config_entry(EXTERNAL_FOLDER, folder))
+        .and_then(|builder| builder.with_operators(domain))
+        .map_err(|error| load_error(error.into()))?;
+    builder.commit_from_memory(&model.encode_to_vec()).map_err(load_error)
+}
+
+/// Where the external data of a graph without a file is.
+const EXTERNAL_FOLDER: &str = "session.model_external_initializers_file_folder_path";
 
 /// A session builder with the options set.
 fn configure(

@@ -149,6 +149,7 @@ impl Blip {
             picture_positions,
             picture_width: self.vision.hidden_size,
             qformer: false,
+            qformer_text: None,
             memory: Some(memory),
             text,
             layers: self.text.layers,

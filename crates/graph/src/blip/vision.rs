@@ -1,4 +1,5 @@
-//! The image encoder of BLIP and BLIP-2 (`BlipVisionModel`, `Blip2VisionModel`):
+//! The image encoder of BLIP, BLIP-2 and InstructBLIP (`BlipVisionModel`,
+//! `Blip2VisionModel`, `InstructBlipVisionModel`):
 //! a pre-norm ViT whose queries, keys and values come from one matrix.
 
 use imprompt_error::Result;
@@ -60,6 +61,20 @@ impl BlipVision {
     /// As [`Self::of_blip`].
     pub fn of_blip2(config: &Section) -> Result<Self> {
         config.only("model_type", &[json!("blip_2_vision_model")])?;
+        Self::of_queries(config, 1e-5)
+    }
+
+    /// InstructBLIP's `vision_config`, with transformers 4.33's defaults.
+    ///
+    /// # Errors
+    /// As [`Self::of_blip`].
+    pub fn of_instruct_blip(config: &Section) -> Result<Self> {
+        config.only("model_type", &[json!("instructblip_vision_model")])?;
+        Self::of_queries(config, 1e-6)
+    }
+
+    /// The encoder whose output a Q-Former looks at.
+    fn of_queries(config: &Section, epsilon: f32) -> Result<Self> {
         let defaults = BlipVision {
             hidden_size: 1408,
             intermediate_size: 6144,
@@ -68,7 +83,7 @@ impl BlipVision {
             image_size: 224,
             patch_size: 14,
             activation: Activation::Gelu,
-            epsilon: 1e-5,
+            epsilon,
             qkv_bias: true,
         };
         let qkv_bias = config.flag("qkv_bias", true)?;

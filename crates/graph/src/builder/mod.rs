@@ -14,8 +14,9 @@ use std::sync::Arc;
 use imprompt_error::{Error, Result};
 use prost::Message;
 
-use crate::proto;
 use crate::weights::{DType, WeightIndex};
+use imprompt_onnx::fused::{Fused, GOES_ON};
+use imprompt_onnx::{self as proto};
 
 pub use layers::{Activation, AttentionHeads, LinearWeights};
 
@@ -361,8 +362,39 @@ impl<'w> GraphBuilder<'w> {
             name: Some(name),
             op_type: Some(operator.to_owned()),
             attribute: attributes.iter().map(|(name, value)| attribute(name, value)).collect(),
+            doc_string: None,
             domain: None,
         });
+    }
+
+    /// Marks the nodes that `build` adds as one operator that an engine may have: `operator`
+    /// of `inputs` and integer attributes, giving what `build` gives.
+    pub fn fused(
+        &mut self,
+        operator: &str,
+        inputs: &[&Value],
+        attributes: &[(&str, i64)],
+        build: impl FnOnce(&mut Self) -> Value,
+    ) -> Value {
+        let first = self.nodes.len();
+        let output = build(self);
+        let name = |value: &&Value| value.name().to_owned();
+        let fused = Fused {
+            operator: operator.to_owned(),
+            inputs: inputs.iter().map(name).collect(),
+            output: output.name().to_owned(),
+            attributes: attributes
+                .iter()
+                .map(|(name, value)| ((*name).to_owned(), *value))
+                .collect(),
+        };
+        for (index, node) in self.nodes[first..].iter_mut().enumerate() {
+            node.doc_string = Some(match index {
+                0 => fused.to_string(),
+                _ => GOES_ON.to_owned(),
+            });
+        }
+        output
     }
 
     fn unique_name(&mut self, operator: &str) -> String {

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | CLIP of transformers: [`ClipConfig`] | `transformers/models/clip/modeling_clip.py`, `configuration_clip.py`, 4.33.1 |
 //! | CLIP of open_clip: [`open_clip`] | `open_clip/model.py`, `transformer.py`, 2.20.0 |
+//! | SigLIP of open_clip, over timm: [`open_clip`] | `open_clip/timm_model.py`, 3.3.0; `timm/models/vision_transformer.py`, 1.0.31 |
 //! | SigLIP and SigLIP 2: [`siglip`] | `transformers/models/siglip/modeling_siglip.py`, 4.57.6 |
 //!
 //! [`vision`], [`text`] and [`siglip`] say what goes in and comes out.
@@ -11,6 +12,7 @@
 mod config;
 mod layers;
 pub mod open_clip;
+mod open_clip_siglip;
 pub mod siglip;
 pub mod text;
 pub mod vision;
@@ -153,8 +155,10 @@ pub struct ClipGraphs {
 /// `NotFound` when a file is missing.
 pub fn clip_graphs(folder: &Path) -> Result<ClipGraphs> {
     if open_clip::is_folder(folder) {
-        let (config, weights) = open_clip::read(folder)?;
-        return towers(&config, &weights);
+        return match open_clip::read(folder)? {
+            (open_clip::Config::Clip(config), weights) => towers(&config, &weights),
+            (open_clip::Config::Siglip(config), weights) => siglip::towers(&config, &weights),
+        };
     }
     let section = Section::open(folder)?;
     if section.get("model_type").is_some_and(|kind| siglip::MODEL_TYPES.iter().any(|t| kind == t)) {

@@ -6,7 +6,8 @@
 //! each third is a place in the file like any other), and the last matrices
 //! stored as `[width, embed_dim]`. Reference: `open_clip/model.py` (`CLIP`,
 //! `CustomTextCLIP`) and `transformer.py`, 2.20.0; keys that came later are
-//! refused unless they have their defaults.
+//! refused unless they have their defaults. SigLIP, whose image tower is
+//! timm's, is read by `open_clip_siglip`.
 
 use std::path::Path;
 
@@ -15,6 +16,8 @@ use serde_json::{Value, json};
 
 use super::EosRule;
 use super::config::{ClipConfig, Projection, Tower};
+use super::open_clip_siglip;
+use super::siglip::SiglipConfig;
 use crate::builder::Activation;
 use crate::config::Section;
 use crate::weights::WeightIndex;
@@ -29,7 +32,7 @@ pub const WEIGHTS: &str = "open_clip_model.safetensors";
 const PICKLED: &str = "open_clip_pytorch_model.bin";
 
 /// `epsilon` of `torch.nn.LayerNorm`.
-const EPSILON: f32 = 1e-5;
+pub(super) const EPSILON: f32 = 1e-5;
 
 /// True for a folder whose CLIP is open_clip's: it has open_clip's
 /// configuration, and no model of transformers besides.
@@ -46,12 +49,21 @@ pub fn is_folder(folder: &Path) -> bool {
     !(has_type && has_weights)
 }
 
+/// What a folder's configuration says.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Config {
+    /// Two towers of open_clip.
+    Clip(ClipConfig),
+    /// SigLIP, whose image tower is timm's.
+    Siglip(SiglipConfig),
+}
+
 /// The configuration, and the weights under the names that the graphs use.
 ///
 /// # Errors
 /// Those of [`super::clip_graphs`].
-pub fn read(folder: &Path) -> Result<(ClipConfig, WeightIndex)> {
-    let config = read_config(&Section::open_file(&folder.join(CONFIG))?)?;
+pub fn read(folder: &Path) -> Result<(Config, WeightIndex)> {
+    let mut config = read_config(&Section::open_file(&folder.join(CONFIG))?)?;
     if !folder.join(WEIGHTS).is_file() {
         let pickled = match folder.join(PICKLED).is_file() {
             true => format!(" ({PICKLED} is not read: save the model as safetensors)"),
@@ -61,12 +73,15 @@ pub fn read(folder: &Path) -> Result<(ClipConfig, WeightIndex)> {
         return Err(Error::new(Kind::NotFound, what));
     }
     let mut weights = WeightIndex::open_files(folder, &[WEIGHTS.to_owned()])?;
-    rename(&config, &mut weights)?;
+    match &mut config {
+        Config::Clip(config) => rename(config, &mut weights)?,
+        Config::Siglip(config) => open_clip_siglip::rename(config, &mut weights)?,
+    }
     Ok((config, weights))
 }
 
 /// `model_cfg`, with the defaults of open_clip for absent keys.
-fn read_config(file: &Section) -> Result<ClipConfig> {
+fn read_config(file: &Section) -> Result<Config> {
     let needed = |section: &Section, key: &str| {
         section
             .section(key)?
@@ -74,6 +89,10 @@ fn read_config(file: &Section) -> Result<ClipConfig> {
     };
     let model = needed(file, "model_cfg")?;
     let (vision, text) = (needed(&model, "vision_cfg")?, needed(&model, "text_cfg")?);
+    if let Some(trunk) = open_clip_siglip::named(&vision) {
+        let config = open_clip_siglip::read_config(&model, &vision, &text, trunk)?;
+        return Ok(Config::Siglip(config));
+    }
     let activation = match model.flag("quick_gelu", false)? {
         true => Activation::QuickGelu,
         false => Activation::Gelu,
@@ -97,11 +116,11 @@ fn read_config(file: &Section) -> Result<ClipConfig> {
     text.finish(&[TEXT_HARMLESS])?;
     vision.finish(&[VISION_HARMLESS])?;
     model.finish(&[MODEL_HARMLESS])?;
-    Ok(config)
+    Ok(Config::Clip(config))
 }
 
 fn read_vision(section: &Section, activation: Activation) -> Result<(Tower, usize, usize)> {
-    refuse_if_set(section, "timm_model_name", "an image tower of timm")?;
+    refuse_if_set(section, "timm_model_name", "an image tower of timm other than SigLIP's")?;
     if section.get("layers").is_some_and(Value::is_array) {
         return Err(Error::unsupported(format!(
             "{}: layers is a list, that of a ResNet; a vision transformer is supported",
@@ -183,7 +202,7 @@ fn refuse_variants(section: &Section) -> Result<()> {
 }
 
 /// Refuses a `key` that is there: it means `what`.
-fn refuse_if_set(section: &Section, key: &str, what: &str) -> Result<()> {
+pub(super) fn refuse_if_set(section: &Section, key: &str, what: &str) -> Result<()> {
     match section.get(key) {
         None => Ok(()),
         Some(value) => Err(Error::unsupported(format!(
@@ -194,7 +213,7 @@ fn refuse_if_set(section: &Section, key: &str, what: &str) -> Result<()> {
 }
 
 /// `int(width * mlp_ratio)`.
-fn hidden(section: &Section, width: usize) -> Result<usize> {
+pub(super) fn hidden(section: &Section, width: usize) -> Result<usize> {
     let ratio = section.number("mlp_ratio", 4.0)?;
     let hidden = width as f64 * ratio;
     if (1.0..=f64::from(1 << 30)).contains(&hidden) {
@@ -203,7 +222,7 @@ fn hidden(section: &Section, width: usize) -> Result<usize> {
     Err(Error::bad_model(format!("{}: mlp_ratio is {ratio}", section.path())))
 }
 
-fn check_heads(section: &Section, tower: &Tower) -> Result<()> {
+pub(super) fn check_heads(section: &Section, tower: &Tower) -> Result<()> {
     if tower.width.is_multiple_of(tower.heads) {
         return Ok(());
     }
@@ -216,7 +235,7 @@ fn check_heads(section: &Section, tower: &Tower) -> Result<()> {
 }
 
 /// A side of a square, given as one number or as two that are equal.
-fn square(section: &Section, key: &str, default: usize) -> Result<usize> {
+pub(super) fn square(section: &Section, key: &str, default: usize) -> Result<usize> {
     match section.get(key) {
         Some(Value::Array(sides)) => match sides.as_slice() {
             [height, width] if height == width => {
@@ -234,10 +253,10 @@ fn square(section: &Section, key: &str, default: usize) -> Result<usize> {
 }
 
 /// Keys of `model_cfg` that choose outputs, or how training starts.
-const MODEL_HARMLESS: &[&str] = &["custom_text", "init_logit_scale", "output_dict"];
+pub(super) const MODEL_HARMLESS: &[&str] = &["custom_text", "init_logit_scale", "output_dict"];
 
 /// Keys that act in training, or for towers that [`read_vision`] refuses.
-const VISION_HARMLESS: &[&str] = &[
+pub(super) const VISION_HARMLESS: &[&str] = &[
     "attn_pooler_heads",
     "attn_pooler_queries",
     "n_queries",
@@ -252,7 +271,7 @@ const VISION_HARMLESS: &[&str] = &[
 
 /// Keys for towers that [`read_text`] refuses, and the name of the tokenizer:
 /// the folder's is used.
-const TEXT_HARMLESS: &[&str] = &[
+pub(super) const TEXT_HARMLESS: &[&str] = &[
     "hf_model_pretrained",
     "hf_pooler_type",
     "hf_proj_type",
@@ -294,17 +313,27 @@ fn rename(config: &ClipConfig, weights: &mut WeightIndex) -> Result<()> {
         (&config.text, format!("{text}transformer"), "text_model"),
         (&config.vision, "visual.transformer".to_owned(), "vision_model"),
     ] {
-        for layer in 0..tower.layers {
-            let stored = format!("{stored}.resblocks.{layer}");
-            let name = format!("{name}.encoder.layers.{layer}");
-            for (part, known) in LAYER {
-                both(weights, &format!("{stored}.{part}"), &format!("{name}.{known}"))?;
-            }
-            for kind in ["weight", "bias"] {
-                let thirds =
-                    ["q", "k", "v"].map(|one| format!("{name}.self_attn.{one}_proj.{kind}"));
-                weights.split_rows(&format!("{stored}.attn.in_proj_{kind}"), &thirds)?;
-            }
+        rename_layers(weights, tower.layers, &stored, name)?;
+    }
+    Ok(())
+}
+
+/// The layers of a `Transformer` that the file calls `stored`.
+pub(super) fn rename_layers(
+    weights: &mut WeightIndex,
+    layers: usize,
+    stored: &str,
+    name: &str,
+) -> Result<()> {
+    for layer in 0..layers {
+        let stored = format!("{stored}.resblocks.{layer}");
+        let name = format!("{name}.encoder.layers.{layer}");
+        for (part, known) in LAYER {
+            both(weights, &format!("{stored}.{part}"), &format!("{name}.{known}"))?;
+        }
+        for kind in ["weight", "bias"] {
+            let thirds = ["q", "k", "v"].map(|one| format!("{name}.self_attn.{one}_proj.{kind}"));
+            weights.split_rows(&format!("{stored}.attn.in_proj_{kind}"), &thirds)?;
         }
     }
     Ok(())
@@ -320,7 +349,7 @@ const LAYER: [(&str, &str); 5] = [
 ];
 
 /// Weight and bias.
-fn both(weights: &mut WeightIndex, stored: &str, name: &str) -> Result<()> {
+pub(super) fn both(weights: &mut WeightIndex, stored: &str, name: &str) -> Result<()> {
     for kind in ["weight", "bias"] {
         weights.alias(&format!("{stored}.{kind}"), &format!("{name}.{kind}"))?;
     }
@@ -333,7 +362,10 @@ mod tests {
 
     fn read(text: &str) -> Result<ClipConfig> {
         let Value::Object(values) = serde_json::from_str(text).unwrap() else { panic!() };
-        read_config(&Section::new(CONFIG, values))
+        match read_config(&Section::new(CONFIG, values))? {
+            Config::Clip(config) => Ok(config),
+            Config::Siglip(_) => panic!("a SigLIP"),
+        }
     }
 
     /// `model_cfg` with these keys in its sections.
@@ -383,7 +415,7 @@ mod tests {
             refused(with(&format!(r#", "{key}": 1"#), "", ""), key);
         }
         for (key, value) in [
-            ("timm_model_name", r#""vit_base_patch16_siglip_224""#),
+            ("timm_model_name", r#""vit_base_patch16_siglip_gap_224""#),
             ("layers", "[3, 4, 6, 3]"),
             ("attentional_pool", "true"),
             ("global_average_pool", "true"),

@@ -42,6 +42,8 @@ const NAFLEX: &str = "siglip2";
 pub struct SiglipConfig {
     /// Width of the joint embedding space: that of the image tower.
     pub projection_dim: usize,
+    /// Whether a last linear layer follows the text tower.
+    pub text_projection: bool,
     /// The text tower.
     pub text: Tower,
     /// Token ids are below this.
@@ -92,6 +94,7 @@ impl SiglipConfig {
         let vision_tower = Tower::read(&vision, &defaults)?;
         let this = SiglipConfig {
             projection_dim: text.size("projection_size", text_tower.width)?,
+            text_projection: true,
             vocabulary: text.size("vocab_size", 32000)?,
             context_length: text.size("max_position_embeddings", 64)?,
             text: text_tower,
@@ -129,6 +132,12 @@ pub(super) fn graphs(section: &Section, folder: &Path) -> Result<ClipGraphs> {
         let thirds = ["q", "k", "v"].map(|one| format!("{POOLING}.{one}_proj.{kind}"));
         weights.split_rows(&format!("{POOLING}.in_proj_{kind}"), &thirds)?;
     }
+    towers(&config, &weights)
+}
+
+/// The graphs over `weights`, by the names of a `SiglipModel`, where queries,
+/// keys and values are tensors of their own.
+pub(super) fn towers(config: &SiglipConfig, weights: &WeightIndex) -> Result<ClipGraphs> {
     let facts = ClipFacts {
         family: ClipFamily::Siglip,
         projection_dim: config.projection_dim,
@@ -140,10 +149,10 @@ pub(super) fn graphs(section: &Section, folder: &Path) -> Result<ClipGraphs> {
         text_heads: config.text.heads,
         text_head_dim: config.text.head_dim(),
         eos: EosRule::LastSlot,
-        logit_scale: logit_scale(&weights)?,
-        probability: Probability::Sigmoid { bias: scalar(&weights, "logit_bias")? },
+        logit_scale: logit_scale(weights)?,
+        probability: Probability::Sigmoid { bias: scalar(weights, "logit_bias")? },
     };
-    let (image, text) = (image_graph(&config, &weights)?, text_graph(&config, &weights)?);
+    let (image, text) = (image_graph(config, weights)?, text_graph(config, weights)?);
     Ok(ClipGraphs { facts, image, text })
 }
 
@@ -215,8 +224,9 @@ fn text_graph(config: &SiglipConfig, weights: &WeightIndex) -> Result<Graph> {
 
     graph.set_scope("text_model.embeddings");
     let name = "text_model.embeddings.token_embedding.weight";
-    let table = graph.weight(name, &[config.vocabulary, width])?;
+    let table = graph.stored_weight(name, &[config.vocabulary, width])?;
     let states = graph.gather(&table, &input_ids, 0);
+    let states = graph.cast(&states, Type::F32);
     let name = "text_model.embeddings.position_embedding.weight";
     let positions = graph.weight(name, &[length, width])?;
     let states = graph.add(&states, &positions);
@@ -229,8 +239,11 @@ fn text_graph(config: &SiglipConfig, weights: &WeightIndex) -> Result<Graph> {
 
     graph.set_scope("text_model.head");
     let name = "text_model.final_layer_norm";
-    let pooled = graph.layer_norm(&states, name, width, tower.epsilon)?;
-    let pooled = graph.linear(&pooled, linear("text_model.head", width, config.projection_dim))?;
+    let mut pooled = graph.layer_norm(&states, name, width, tower.epsilon)?;
+    if config.text_projection {
+        let head = linear("text_model.head", width, config.projection_dim);
+        pooled = graph.linear(&pooled, head)?;
+    }
     embeds(&mut graph, &pooled, "text_embeds", config.projection_dim);
     Ok(graph.finish())
 }

@@ -44,21 +44,24 @@ pub fn graph(config: &ClipConfig, weights: &WeightIndex) -> Result<Graph> {
         let layer = Layer { tower, name };
         let last = index + 1 == tower.layers;
         let rows = Rows { all: &states, kept: last.then_some(&sizes.pooled_rows) };
-        let mut attention = Attention {
-            tower,
-            sizes: &sizes,
-            prefix: inputs.prefix(&mut graph, index),
-            graph: &mut graph,
-        };
-        let projections = layer.projections(attention.graph, &rows)?;
-        let [query, key, value] = projections.map(|rows| attention.heads_first(&rows));
+        let [query, key, value] = layer.projections(&mut graph, &rows)?;
         let (shape, mask) = match last {
             true => (&sizes.pooled_shape, &masks.pooled),
             false => (&sizes.own_shape, &masks.causal),
         };
-        let attended = attention.attend([&query, &key, &value], shape, mask);
+        let given =
+            [&query, &key, &value, &inputs.prefix_keys, &inputs.prefix_values, &inputs.last_index];
+        let attributes =
+            [("heads", tower.heads as i64), ("layer", index as i64), ("pooled", i64::from(last))];
+        let attended = graph.fused("PrefixAttention", &given, &attributes, |graph| {
+            let prefix = inputs.prefix(graph, index);
+            let mut attention = Attention { tower, sizes: &sizes, prefix, graph };
+            let heads = [&query, &key, &value].map(|rows| attention.heads_first(rows));
+            attention.attend(&heads, shape, mask)
+        });
         kept.push([key, value].map(|all| {
-            let rows = graph.gather(&all, &inputs.kept_rows, 1);
+            let rows = graph.gather(&all, &inputs.kept_rows, 0);
+            let rows = heads_first(&mut graph, tower, &rows);
             graph.unsqueeze(&rows, &[0])
         }));
         states = layer.finish(&mut graph, &rows, &attended)?;
@@ -173,14 +176,23 @@ fn embeddings(
 ) -> Result<Value> {
     let width = config.text.width;
     let name = "text_model.embeddings.token_embedding.weight";
-    let table = graph.weight(name, &[config.vocabulary, width])?;
+    let table = graph.stored_weight(name, &[config.vocabulary, width])?;
     let tokens = graph.gather(&table, &inputs.input_ids, 0);
+    // Widened after it is read: the table of a float16 model stays as large as it is.
+    let tokens = graph.cast(&tokens, Type::F32);
     let name = "text_model.embeddings.position_embedding.weight";
     let table = graph.weight(name, &[config.context_length, width])?;
     let end = graph.add(&sizes.prefix_length, &sizes.length);
     let positions = graph.slice(&table, &sizes.prefix_length, &end, 0);
     let states = graph.add(&tokens, &positions);
     Ok(graph.reshape(&states, &[-1, width as i64]))
+}
+
+/// `[n, width]` as `[heads, n, head_dim]`.
+fn heads_first(graph: &mut GraphBuilder<'_>, tower: &Tower, rows: &Value) -> Value {
+    // 0 keeps the rows, none of them too.
+    let parted = graph.reshape(rows, &[0, tower.heads as i64, tower.head_dim() as i64]);
+    graph.transpose(&parted, &[1, 0, 2])
 }
 
 /// One layer's attention over prefix and own tokens.
@@ -192,16 +204,13 @@ struct Attention<'a, 'g, 'w> {
 }
 
 impl Attention<'_, '_, '_> {
-    /// `[n, width]` as `[heads, n, head_dim]`.
     fn heads_first(&mut self, rows: &Value) -> Value {
-        let shape = [-1, self.tower.heads as i64, self.tower.head_dim() as i64];
-        let parted = self.graph.reshape(rows, &shape);
-        self.graph.transpose(&parted, &[1, 0, 2])
+        heads_first(self.graph, self.tower, rows)
     }
 
     /// What the queries see, `[queries, width]`. `shape` is theirs with the
     /// batch apart; `mask` is added to the scores against the own tokens.
-    fn attend(&mut self, [query, key, value]: [&Value; 3], shape: &Value, mask: &Value) -> Value {
+    fn attend(&mut self, [query, key, value]: &[Value; 3], shape: &Value, mask: &Value) -> Value {
         let Sizes { length, prefix_length, own_shape, .. } = self.sizes;
         let graph = &mut *self.graph;
         let scale = graph.float(1.0 / (self.tower.head_dim() as f32).sqrt());

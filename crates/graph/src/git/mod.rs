@@ -91,6 +91,7 @@ impl Git {
             picture_positions,
             picture_width: self.text.hidden_size,
             qformer: false,
+            qformer_text: None,
             memory: None,
             text: TextFacts { first: None, dropped: 1, absent: vec![self.bos_token_id] },
             layers: self.text.layers,

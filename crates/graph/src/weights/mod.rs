@@ -257,6 +257,26 @@ impl WeightIndex {
         Ok(())
     }
 
+    /// [`Self::alias`] for a tensor with one entry along its first dimension,
+    /// which the further name is for.
+    ///
+    /// # Errors
+    /// `BadModel` when there is no tensor `stored`, or it has several entries.
+    pub fn alias_only_entry(&mut self, stored: &str, name: &str) -> Result<()> {
+        let mut weight = self.get(stored)?.clone();
+        if weight.shape.first() != Some(&1) {
+            return Err(Error::bad_model(format!(
+                "{}: tensor {stored} has shape {:?}, its first dimension must be 1",
+                self.folder.join(&weight.file).display(),
+                weight.shape
+            )));
+        }
+        weight.shape.remove(0);
+        self.stored_as.insert(name.to_owned(), stored.to_owned());
+        self.tensors.insert(name.to_owned(), weight);
+        Ok(())
+    }
+
     /// The rows of the tensor that the file calls `stored` in equal parts, each
     /// a tensor of its own under one of `names`: rows lie one after the other,
     /// so a part is a place in the file like any other.

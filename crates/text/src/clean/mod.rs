@@ -48,10 +48,25 @@ pub(crate) fn open_clip(text: &str) -> String {
     if is_plain(text) {
         return collapse_spaces(text).to_ascii_lowercase();
     }
-    let fixed = fix_text(text);
-    let once = unescape_html(&fixed);
-    let twice = unescape_html(&once);
-    collapse_spaces(python_strip(&twice)).to_lowercase()
+    collapse_spaces(python_strip(&repaired(text))).to_lowercase()
+}
+
+/// `canonicalize_text(basic_clean(text))` of open_clip 3.3.0's tokenizer.py.
+pub(crate) fn open_clip_canonical(text: &str) -> String {
+    let text = if is_plain(text) { Cow::Borrowed(text) } else { Cow::Owned(repaired(text)) };
+    let text: String = text
+        .chars()
+        .map(|c| if c == '_' { ' ' } else { c })
+        .filter(|c| !c.is_ascii_punctuation())
+        .collect();
+    let text = text.to_lowercase();
+    let words: Vec<&str> = text.split(is_python_space).filter(|word| !word.is_empty()).collect();
+    words.join(" ")
+}
+
+/// `html.unescape(html.unescape(ftfy.fix_text(text)))`.
+fn repaired(text: &str) -> String {
+    unescape_html(&unescape_html(&fix_text(text))).into_owned()
 }
 
 /// Nothing in it that any rule before white space would touch.

@@ -22,6 +22,10 @@ pub enum Cleaning {
     /// `CLIPTokenizerFast` of transformers 4.33.1: NFC, white space, lower case;
     /// or what the folder's `tokenizer.json` says.
     HuggingFace,
+    /// `HFTokenizer` of open_clip 3.3.0 with `clean="canonicalize"`, for SigLIP:
+    /// `fix_text`, `html.unescape` twice, "_" as a blank, no ASCII punctuation,
+    /// lower case, white space; then the folder's tokenizer.
+    Canonical,
 }
 
 /// The row of token ids that a text tower is given for a text.
@@ -88,6 +92,9 @@ impl ClipTokenizer {
             Cleaning::OpenClip => {
                 let pairs = BytePairs::new(&vocabulary, start_id, end_id);
                 Rules::OpenClip(Box::new(pairs.map_err(|error| error.context(folder.name()))?))
+            }
+            Cleaning::Canonical => {
+                return Err(folder.bad("texts without punctuation are not for CLIP's tokenizer"));
             }
             Cleaning::HuggingFace => {
                 let tokenizer = match folder.tokenizer()? {

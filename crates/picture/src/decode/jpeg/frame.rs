@@ -2,8 +2,9 @@
 
 use super::transform::{Upsampling, cmyk_to_rgb, flat_level, inverse_dct, ycc_row, ycc_to_rgb};
 use super::{broken, invalid};
+use crate::simd::Simd;
 use crate::{grow, zeros};
-use imprompt_error::Result;
+use imprompt_error::{Error, Result};
 
 /// Colours of a file, decided as libjpeg does (`default_decompress_parms` of jdapimin.c).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,36 +48,63 @@ pub(super) struct Component {
     pub(super) blocks_down: usize,
     /// Blocks of a row with those that fill up the last unit.
     pub(super) row_blocks: usize,
+    /// The levels of some rows of blocks: row `y` has the place `y % plane_blocks`.
     plane: Vec<u8>,
+    plane_blocks: usize,
     /// Of a progressive frame, until its last scan: 64 numbers a block, natural order.
     pub(super) coefficients: Vec<i16>,
 }
 
 impl Component {
-    /// Samples of a row of `plane`.
-    fn stride(&self) -> usize {
-        self.row_blocks * 8
+    /// Memory for the levels of `blocks` rows of blocks.
+    fn make_plane(&mut self, blocks: usize) -> Result<()> {
+        self.plane_blocks = blocks;
+        self.plane = zeros(blocks * self.row_blocks * 64, "a decoded picture")?;
+        Ok(())
+    }
+
+    /// The samples of row `y`, or of the last row.
+    pub(super) fn line(&self, y: usize) -> &[u8] {
+        let place = y.min(self.height - 1) % (self.plane_blocks * 8);
+        &self.plane[place * self.row_blocks * 8..][..self.width]
     }
 
     /// Puts the levels of block (`x`, `y`) in place. `flat`: only the first coefficient is not 0.
     pub(super) fn show(
         &mut self,
         (x, y): (usize, usize),
-        block: &[i16; 64],
-        flat: bool,
+        (block, flat): (&[i16; 64], bool),
+        simd: Simd,
     ) -> Result<()> {
         let quantization = self.quantization.as_ref().ok_or_else(|| broken("a missing table"))?;
         let stride = self.row_blocks * 8;
-        let plane = &mut self.plane[y * 8 * stride + x * 8..];
+        let plane = &mut self.plane[y % self.plane_blocks * 8 * stride + x * 8..];
         if flat {
             let level = flat_level(block[0], quantization[0]);
             for row in plane.chunks_mut(stride).take(8) {
                 row[..8].fill(level);
             }
         } else {
-            inverse_dct(block, quantization, plane, stride);
+            inverse_dct(block, quantization, plane, (stride, simd));
         }
         Ok(())
+    }
+}
+
+impl Component {
+    /// Shows the blocks of a row of units of a progressive frame.
+    fn show_coefficients(&mut self, unit: usize, simd: Simd) -> Result<()> {
+        let coefficients = std::mem::take(&mut self.coefficients);
+        let blocks = coefficients.as_chunks::<64>().0;
+        let shown = (unit * self.down..(unit + 1) * self.down).try_for_each(|y| {
+            (0..self.row_blocks).try_for_each(|x| {
+                let block = &blocks[y * self.row_blocks + x];
+                let flat = block[1..].iter().all(|value| *value == 0);
+                self.show((x, y), (block, flat), simd)
+            })
+        });
+        self.coefficients = coefficients;
+        shown
     }
 }
 
@@ -91,6 +119,20 @@ pub(super) struct Frame {
     pub(super) units_down: usize,
     most_across: usize,
     most_down: usize,
+    pub(super) colors: Colors,
+    pub(super) simd: Simd,
+    output: Output,
+}
+
+/// The picture as far as it is there, and buffers for its next row.
+#[derive(Default)]
+struct Output {
+    pixels: Vec<u8>,
+    rows: usize,
+    upsampling: Vec<Upsampling>,
+    buffers: [Vec<u8>; 4],
+    sums: Vec<i16>,
+    row: Vec<u8>,
 }
 
 /// Width and height of a frame header, whose samples must have 8 bits.
@@ -134,6 +176,9 @@ impl Frame {
             units_down: height.div_ceil(8 * most_down),
             most_across,
             most_down,
+            colors: Colors::Gray,
+            simd: Simd::best(),
+            output: Output::default(),
         };
         for entry in stated.chunks_exact(3) {
             let component = frame.component(entry, factors(entry))?;
@@ -162,56 +207,82 @@ impl Frame {
             blocks_across: width.div_ceil(8),
             blocks_down: height.div_ceil(8),
             row_blocks,
-            plane: zeros(blocks * 64, "a decoded picture")?,
+            plane: Vec::new(),
+            plane_blocks: 0,
             coefficients,
         })
     }
 
+    /// True once all rows are there: later scans of a sequential frame say nothing.
+    pub(super) fn is_complete(&self) -> bool {
+        self.output.rows == self.height
+    }
+
+    /// Memory for the levels of a sequential frame's scan of `parts` components: of all rows, unless
+    /// rows become pixels as they come.
+    pub(super) fn begin_scan(&mut self, parts: usize) -> Result<()> {
+        if self.progressive || !self.components[0].plane.is_empty() {
+            return Ok(());
+        }
+        self.make_planes(if parts == self.components.len() { 2 } else { self.units_down })
+    }
+
+    fn make_planes(&mut self, units: usize) -> Result<()> {
+        let units = units.min(self.units_down);
+        self.components.iter_mut().try_for_each(|one| one.make_plane(units * one.down))?;
+        let factors = |one: &Component| (self.most_across / one.across, self.most_down / one.down);
+        let of = |one| Upsampling::of(factors(one), one.width);
+        self.output.upsampling = self.components.iter().map(of).collect();
+        self.output.row = zeros(self.width * 3, "a decoded picture")?;
+        let bytes = self.width * self.height * 3;
+        let reserved = self.output.pixels.try_reserve_exact(bytes);
+        reserved.map_err(|_| Error::out_of_memory("a decoded picture"))
+    }
+
+    /// Makes pixels of the rows that the first `units` rows of units are enough for.
+    pub(super) fn show_units(&mut self, units: usize) {
+        let Output { pixels, rows, upsampling, buffers, sums, row } = &mut self.output;
+        // The filter looks at the row below.
+        let below = usize::from(self.most_down > 1);
+        let end = if units == self.units_down {
+            self.height
+        } else {
+            (units * 8 * self.most_down).saturating_sub(below)
+        };
+        for y in *rows..end {
+            let mut lines = [&[][..]; 4];
+            let parts = self.components.iter().zip(upsampling.iter()).zip(buffers.iter_mut());
+            for (((component, upsampling), buffer), line) in parts.zip(&mut lines) {
+                *line = upsampling.row(y, component, (buffer, sums), self.simd);
+            }
+            convert(self.colors, lines, self.simd, row);
+            pixels.extend_from_slice(row);
+        }
+        *rows = end.max(*rows);
+    }
+
     /// RGB bytes, once all scans are decoded.
-    pub(super) fn finish(&mut self, colors: Colors) -> Result<Vec<u8>> {
-        for component in &mut self.components {
-            if component.quantization.is_none() {
-                return Err(broken("a component without a scan"));
-            }
-            let coefficients = std::mem::take(&mut component.coefficients);
-            let row_blocks = component.row_blocks;
-            for (number, block) in coefficients.as_chunks::<64>().0.iter().enumerate() {
-                let flat = block[1..].iter().all(|value| *value == 0);
-                component.show((number % row_blocks, number / row_blocks), block, flat)?;
+    pub(super) fn finish(mut self) -> Result<Vec<u8>> {
+        if self.components.iter().any(|component| component.quantization.is_none()) {
+            return Err(broken("a component without a scan"));
+        }
+        if self.progressive {
+            self.make_planes(2)?;
+            for unit in 0..self.units_down {
+                for component in &mut self.components {
+                    component.show_coefficients(unit, self.simd)?;
+                }
+                self.show_units(unit + 1);
             }
         }
-        let mut pixels = zeros(self.width * self.height * 3, "a decoded picture")?;
-        let upsampling: Vec<_> = self
-            .components
-            .iter()
-            .map(|one| {
-                Upsampling::of(self.most_across / one.across, self.most_down / one.down, one.width)
-            })
-            .collect();
-        let mut buffers = [const { Vec::new() }; 4];
-        let mut sums = Vec::new();
-        for (y, out) in pixels.chunks_exact_mut(self.width * 3).enumerate() {
-            let mut rows = [&[][..]; 4];
-            let parts = self.components.iter().zip(&upsampling).zip(&mut buffers);
-            for (((component, upsampling), buffer), row) in parts.zip(&mut rows) {
-                let stride = component.stride();
-                *row = if *upsampling == Upsampling::Repeat(1, 1) {
-                    &component.plane[y * stride..][..component.width]
-                } else {
-                    let size = (component.width, component.height);
-                    upsampling.row(y, (&component.plane, stride), size, (buffer, &mut sums));
-                    buffer
-                };
-            }
-            convert(colors, rows, out);
-        }
-        Ok(pixels)
+        self.show_units(self.units_down);
+        Ok(self.output.pixels)
     }
 }
 
-fn convert(colors: Colors, [first, second, third, fourth]: [&[u8]; 4], out: &mut [u8]) {
+fn convert(colors: Colors, [first, second, third, fourth]: [&[u8]; 4], simd: Simd, out: &mut [u8]) {
     if colors == Colors::YCbCr {
-        return ycc_row(first, second, third, out);
+        return ycc_row([first, second, third], simd, out);
     }
     for (x, pixel) in out.chunks_exact_mut(3).enumerate() {
         let rgb = match colors {

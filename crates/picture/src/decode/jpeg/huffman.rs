@@ -1,19 +1,49 @@
 //! Huffman tables and the bits of a scan.
 
-use super::broken;
-use imprompt_error::Result;
+use super::{ZIGZAG, broken};
+use imprompt_error::{Error, Result};
 
-/// Codes up to this length are decoded by one look-up.
-const FAST_BITS: u32 = 9;
-/// Marks a look-up that needs the long way.
-const SLOW: u16 = 0;
+/// Codes up to this length are decoded by one look-up, with the number after them where both
+/// together are that short.
+const FAST_BITS: u32 = 10;
+
+/// Zeros behind the bytes of a segment: its last bytes are read eight at once as all others are.
+const PADDING: usize = 8;
+
+/// What a look-up gives: a symbol's run of zeros and, of its number, the value if its bits were
+/// seen, else the size. 0 stands for a longer code.
+#[derive(Clone, Copy, Default)]
+struct Entry(u32);
+
+impl Entry {
+    fn new(length: u32, symbol: u8, value: i32) -> Self {
+        let size = if value == 0 { u32::from(symbol & 15) } else { 0 };
+        Entry((value as u32) << 16 | size << 12 | u32::from(symbol >> 4) << 8 | length)
+    }
+
+    /// Bits to pass over.
+    fn length(self) -> u32 {
+        self.0 & 0xff
+    }
+
+    fn run(self) -> usize {
+        (self.0 >> 8 & 15) as usize
+    }
+
+    /// Size of a number whose bits come next.
+    fn size(self) -> u32 {
+        self.0 >> 12 & 15
+    }
+
+    /// The number; 0 where there is none, or its bits come next.
+    fn value(self) -> i32 {
+        self.0 as i32 >> 16
+    }
+}
 
 /// A Huffman table.
 pub(super) struct Table {
-    /// `length << 8 | symbol` of the code that begins so; 0 for longer codes.
-    fast: Vec<u16>,
-    /// `value << 8 | run << 4 | length` when code and value together are that short; 0 if not.
-    fast_values: Vec<i16>,
+    fast: Box<[Entry; 1 << FAST_BITS]>,
     symbols: Vec<u8>,
     /// First code above those of each length, aligned to 16 bits; and what to add to a code
     /// of that length to get the place of its symbol.
@@ -25,8 +55,7 @@ impl Table {
     /// A table from the counts of codes of length 1 to 16 and the symbols in order of code.
     pub(super) fn new(counts: &[u8; 16], symbols: &[u8]) -> Result<Self> {
         let mut table = Table {
-            fast: vec![SLOW; 1 << FAST_BITS],
-            fast_values: vec![0; 1 << FAST_BITS],
+            fast: Box::new([Entry::default(); 1 << FAST_BITS]),
             symbols: symbols.to_vec(),
             ends: [0; 18],
             offsets: [0; 17],
@@ -40,9 +69,18 @@ impl Table {
                     return Err(broken("a Huffman table"));
                 }
                 if length <= FAST_BITS {
-                    let start = (code << (FAST_BITS - length)) as usize;
-                    let run = 1 << (FAST_BITS - length);
-                    table.fast[start..start + run].fill((length << 8) as u16 | u16::from(symbol));
+                    let rest = FAST_BITS - length;
+                    let start = (code << rest) as usize;
+                    let entries = &mut table.fast[start..start + (1 << rest)];
+                    let size = u32::from(symbol & 15);
+                    for (bits, entry) in entries.iter_mut().enumerate() {
+                        *entry = if size > 0 && size <= rest {
+                            let value = extend(bits as u32 >> (rest - size), size);
+                            Entry::new(length + size, symbol, value)
+                        } else {
+                            Entry::new(length, symbol, 0)
+                        };
+                    }
                 }
                 code += 1;
                 place += 1;
@@ -51,24 +89,7 @@ impl Table {
             code <<= 1;
         }
         table.ends[17] = u32::MAX;
-        table.fill_values();
         Ok(table)
-    }
-
-    /// The values that follow short codes of AC coefficients.
-    fn fill_values(&mut self) {
-        for (bits, (fast, value)) in self.fast.iter().zip(&mut self.fast_values).enumerate() {
-            let (length, symbol) = (u32::from(fast >> 8), fast & 0xff);
-            let (run, size) = (i32::from(symbol >> 4), u32::from(symbol & 15));
-            if length == 0 || size == 0 || length + size > FAST_BITS {
-                continue;
-            }
-            let extra = (bits as u32 >> (FAST_BITS - length - size)) & ((1 << size) - 1);
-            let number = extend(extra, size);
-            if (-128..128).contains(&number) {
-                *value = (number << 8 | run << 4 | (length + size) as i32) as i16;
-            }
-        }
     }
 
     /// The largest symbol, for tables whose symbols have a limit.
@@ -83,152 +104,189 @@ fn extend(bits: u32, size: u32) -> i32 {
     bits as i32 - (((1 << size) - 1) * below) as i32
 }
 
-/// The entropy-coded bits of a scan, up to the next marker.
-pub(super) struct Bits<'a> {
-    data: &'a [u8],
-    place: usize,
-    /// The last `count` bits are still to be read.
+/// The next bits of a segment.
+#[derive(Clone, Copy, Default)]
+struct Reader {
+    /// The first `count` bits, from the top, are still to be read; those that follow are zeros, or
+    /// what they will be.
     buffer: u64,
     count: u32,
-    /// How many of them are zeros put in past the end.
-    padding: u32,
+    /// Bytes of the segment that are in the buffer or read.
+    position: usize,
+}
+
+impl Reader {
+    /// Makes at least 56 bits available: more than a code and its number. Past the end they are 0.
+    #[inline(always)]
+    fn refill(&mut self, segment: &[u8]) {
+        let next = segment.get(self.position..).and_then(|rest| rest.first_chunk::<8>());
+        let word = next.map_or(0, |bytes| u64::from_be_bytes(*bytes));
+        self.buffer |= word.wrapping_shr(self.count);
+        self.position = self.position.wrapping_add((63_u32.wrapping_sub(self.count) >> 3) as usize);
+        self.count |= 56;
+    }
+
+    #[inline(always)]
+    fn skip(&mut self, bits: u32) {
+        self.buffer = self.buffer.wrapping_shl(bits);
+        self.count = self.count.wrapping_sub(bits);
+    }
+
+    #[inline(always)]
+    fn take(&mut self, bits: u32) -> u32 {
+        // In two steps, since there may be no bits at all.
+        let value = (self.buffer >> 1).wrapping_shr(63_u32.wrapping_sub(bits)) as u32;
+        self.skip(bits);
+        value
+    }
+
+    /// The next symbol and its number; at most 32 bits.
+    #[inline(always)]
+    fn entry(&mut self, table: &Table) -> Result<(usize, i32)> {
+        let mut entry = table.fast[(self.buffer >> (64 - FAST_BITS)) as usize];
+        if entry.value() == 0 && entry.length() == 0 {
+            entry = self.long_entry(table)?;
+        }
+        self.skip(entry.length());
+        if entry.value() != 0 {
+            return Ok((entry.run(), entry.value()));
+        }
+        let size = entry.size();
+        Ok((entry.run(), extend(self.take(size), size)))
+    }
+
+    #[cold]
+    fn long_entry(self, table: &Table) -> Result<Entry> {
+        let unknown = || broken("a code that its table does not have");
+        let code = (self.buffer >> 48) as u32;
+        let length = (1..17).find(|length| code < table.ends[*length]).ok_or_else(unknown)?;
+        let place = (code >> (16 - length)) as i32 + table.offsets[length];
+        let symbol = usize::try_from(place).ok().and_then(|place| table.symbols.get(place));
+        Ok(Entry::new(length as u32, *symbol.ok_or_else(unknown)?, 0))
+    }
+}
+
+/// The entropy-coded bits of a scan, from marker to marker.
+pub(super) struct Bits<'a> {
+    data: &'a [u8],
+    /// Where the marker stands that ends the segment.
+    place: usize,
+    /// The bytes up to there, without the zeros that are stuffed in after FF; then [`PADDING`] zeros.
+    segment: Vec<u8>,
+    reader: Reader,
 }
 
 impl<'a> Bits<'a> {
-    pub(super) fn new(data: &'a [u8], place: usize) -> Self {
-        Bits { data, place, buffer: 0, count: 0, padding: 0 }
+    pub(super) fn new(data: &'a [u8], place: usize) -> Result<Self> {
+        let mut segment = Vec::new();
+        segment
+            .try_reserve_exact(data.len().saturating_sub(place) + PADDING)
+            .map_err(|_| Error::out_of_memory("a decoded picture"))?;
+        let mut bits = Bits { data, place, segment, reader: Reader::default() };
+        bits.start_segment();
+        Ok(bits)
     }
 
-    /// Where the data of the scan ends, or will be read next.
+    /// Reads from `place` on.
+    fn start_segment(&mut self) {
+        self.reader = Reader::default();
+        self.segment.clear();
+        loop {
+            let rest = self.data.get(self.place..).unwrap_or_default();
+            let length = memchr::memchr(0xff, rest).unwrap_or(rest.len());
+            self.place += length;
+            if rest.get(length + 1) != Some(&0) {
+                self.segment.extend_from_slice(&rest[..length]);
+                self.segment.extend([0; PADDING]);
+                return;
+            }
+            self.segment.extend_from_slice(&rest[..=length]);
+            self.place += 2;
+        }
+    }
+
+    /// Where the data ends, as far as it was looked at: a marker.
     pub(super) fn place(&self) -> usize {
         self.place
     }
 
-    /// Makes at least 32 bits available: a code and its value.
-    #[inline]
-    fn refill(&mut self) {
-        if self.count >= 32 {
-            return;
-        }
-        if let Some(bytes) = self.data.get(self.place..).and_then(|rest| rest.first_chunk::<4>()) {
-            let word = u32::from_be_bytes(*bytes);
-            // No byte is FF: none of the complement's is zero.
-            let inverse = !word;
-            if inverse.wrapping_sub(0x0101_0101) & !inverse & 0x8080_8080 == 0 {
-                self.buffer = self.buffer << 32 | u64::from(word);
-                self.count += 32;
-                self.place += 4;
-                return;
-            }
-        }
-        self.refill_bytes();
-    }
-
-    #[cold]
-    fn refill_bytes(&mut self) {
-        while self.count <= 48 {
-            let byte = match (self.data.get(self.place), self.data.get(self.place + 1)) {
-                (Some(0xff), Some(0)) => {
-                    self.place += 2;
-                    0xff
-                }
-                (Some(0xff), _) | (None, _) => {
-                    self.padding += 8;
-                    0
-                }
-                (Some(byte), _) => {
-                    self.place += 1;
-                    *byte
-                }
-            };
-            self.buffer = self.buffer << 8 | u64::from(byte);
-            self.count += 8;
-        }
-    }
-
-    #[inline]
-    fn peek(&self, bits: u32) -> u32 {
-        (self.buffer >> (self.count - bits)) as u32 & ((1 << bits) - 1)
+    /// Bits that are left; below 0 when bits were used that the segment does not have.
+    fn left(&self) -> i64 {
+        let used = self.reader.position as i64 * 8 - i64::from(self.reader.count);
+        (self.segment.len() - PADDING) as i64 * 8 - used
     }
 
     /// An error once bits were used that the scan does not have.
     #[inline]
     pub(super) fn check(&self) -> Result<()> {
-        if self.count < self.padding { Err(broken("a scan that ends early")) } else { Ok(()) }
+        if self.left() < 0 { Err(broken("a scan that ends early")) } else { Ok(()) }
     }
 
     /// The next `bits` bits, at most 16.
     #[inline]
     pub(super) fn take(&mut self, bits: u32) -> u32 {
-        self.refill();
-        let value = self.peek(bits);
-        self.count -= bits;
-        value
-    }
-
-    /// The next symbol.
-    #[inline]
-    pub(super) fn symbol(&mut self, table: &Table) -> Result<u8> {
-        self.refill();
-        let fast = table.fast[self.peek(FAST_BITS) as usize];
-        if fast != SLOW {
-            self.count -= u32::from(fast >> 8);
-            return Ok(fast as u8);
-        }
-        self.long_symbol(table)
-    }
-
-    fn long_symbol(&mut self, table: &Table) -> Result<u8> {
-        let code = self.peek(16);
-        let longer = (1..17).find(|length| code < table.ends[*length]);
-        let length = longer.ok_or_else(|| broken("a code that its table does not have"))?;
-        let place = (code >> (16 - length)) as i32 + table.offsets[length];
-        self.count -= length as u32;
-        let symbol = usize::try_from(place).ok().and_then(|place| table.symbols.get(place));
-        symbol.copied().ok_or_else(|| broken("a code that its table does not have"))
+        self.reader.refill(&self.segment);
+        self.reader.take(bits)
     }
 
     /// A symbol that is a size, and the number of that size.
     #[inline]
     pub(super) fn difference(&mut self, table: &Table) -> Result<i32> {
-        let size = u32::from(self.symbol(table)?);
-        // Sizes are checked when a scan begins; a value fits what `refill` left.
-        let bits = self.peek(size);
-        self.count -= size;
-        Ok(extend(bits, size))
+        // Sizes are checked when a scan begins.
+        self.coefficient(table).map(|(_, value)| value)
     }
 
     /// The run of zeros and the number after it: the next AC coefficient. Number 0 has a
     /// meaning of its own (run 15: 16 zeros; else the end of the block, or of many).
     #[inline]
     pub(super) fn coefficient(&mut self, table: &Table) -> Result<(usize, i32)> {
-        self.refill();
-        let value = table.fast_values[self.peek(FAST_BITS) as usize];
-        if value != 0 {
-            self.count -= (value & 15) as u32;
-            return Ok((usize::from((value >> 4) as u8 & 15), i32::from(value >> 8)));
+        self.reader.refill(&self.segment);
+        self.reader.entry(table)
+    }
+
+    /// All AC coefficients of a block; true when there are none.
+    pub(super) fn block(&mut self, table: &Table, block: &mut [i16; 64]) -> Result<bool> {
+        // In registers all the while.
+        let mut reader = self.reader;
+        let mut place = 1;
+        let mut flat = true;
+        while place < 64 {
+            reader.refill(&self.segment);
+            let (run, value) = reader.entry(table)?;
+            if value == 0 {
+                if run < 15 {
+                    break;
+                }
+                place += 16;
+                continue;
+            }
+            place += run;
+            let natural =
+                ZIGZAG.get(place).ok_or_else(|| broken("a block of more than 64 numbers"))?;
+            block[usize::from(*natural & 63)] = value as i16;
+            place += 1;
+            flat = false;
         }
-        let symbol = self.symbol(table)?;
-        let size = u32::from(symbol & 15);
-        let bits = self.peek(size);
-        self.count -= size;
-        Ok((usize::from(symbol >> 4), extend(bits, size)))
+        self.reader = reader;
+        Ok(flat)
     }
 
     /// Skips to the restart marker that must come next.
     pub(super) fn restart(&mut self, number: usize) -> Result<()> {
         self.check()?;
-        // What was taken into the buffer and not used is a last byte's filling, and stuffed bytes.
-        if self.count - self.padding >= 8 {
+        // What was not used is a last byte's filling.
+        if self.left() >= 8 {
             return Err(broken("a restart that is missing"));
         }
         while self.data.get(self.place + 1) == Some(&0xff) {
             self.place += 1;
         }
-        if self.data.get(self.place..self.place + 2) != Some(&[0xff, 0xd0 + (number % 8) as u8]) {
+        let marker = self.data.get(self.place..).and_then(|rest| rest.first_chunk());
+        if marker != Some(&[0xff, 0xd0 + (number % 8) as u8]) {
             return Err(broken("a restart that is missing"));
         }
-        *self = Bits::new(self.data, self.place + 2);
+        self.place += 2;
+        self.start_segment();
         Ok(())
     }
 }

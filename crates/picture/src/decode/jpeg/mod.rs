@@ -45,7 +45,7 @@ pub(super) fn decode(bytes: &[u8], limits: &Limits) -> Result<RgbImage8> {
     let summary = inspect(bytes, limits)?;
     let header = summary.frame.ok_or_else(|| broken("it has no frame"))?;
     let mut frame = Frame::new(header.progressive, header.segment)?;
-    let colors = Colors::of(&frame, summary.jfif, summary.adobe)?;
+    frame.colors = Colors::of(&frame, summary.jfif, summary.adobe)?;
     let mut tables = Tables::default();
     let mut segments = Segments { bytes: &bytes[..summary.length], place: 2 };
     let mut scans = 0;
@@ -57,6 +57,7 @@ pub(super) fn decode(bytes: &[u8], limits: &Limits) -> Result<RgbImage8> {
                 let interval = segment.first_chunk().ok_or_else(|| broken("a restart interval"))?;
                 tables.restart_interval = usize::from(u16::from_be_bytes(*interval));
             }
+            0xda if frame.is_complete() => {}
             0xda => {
                 scans += 1;
                 if scans > MOST_SCANS {
@@ -68,8 +69,8 @@ pub(super) fn decode(bytes: &[u8], limits: &Limits) -> Result<RgbImage8> {
             _ => {}
         }
     }
-    let pixels = frame.finish(colors)?;
-    orientation::apply(RgbImage8::new(frame.width, frame.height, pixels)?, summary.exif)
+    let (width, height) = (frame.width, frame.height);
+    orientation::apply(RgbImage8::new(width, height, frame.finish()?)?, summary.exif)
 }
 
 /// What the markers say before anything is decoded.
@@ -103,7 +104,7 @@ impl<'a> Segments<'a> {
         let cut = || broken("it ends before its end-of-image marker");
         loop {
             let rest = self.bytes.get(self.place..).ok_or_else(cut)?;
-            self.place += rest.iter().position(|byte| *byte == 0xff).ok_or_else(cut)? + 1;
+            self.place += memchr::memchr(0xff, rest).ok_or_else(cut)? + 1;
             match *self.bytes.get(self.place).ok_or_else(cut)? {
                 0xff => {}
                 0x00 | 0x01 | 0xd0..=0xd8 => self.place += 1,

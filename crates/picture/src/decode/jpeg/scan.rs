@@ -4,12 +4,14 @@
 use super::frame::{Component, Frame};
 use super::huffman::{Bits, Table};
 use super::{Tables, ZIGZAG, broken};
+use crate::simd::Simd;
 use imprompt_error::Result;
 
 /// What the scan's header says.
 struct Scan<'a> {
     /// Places in the frame's components, with their tables.
     parts: Vec<Part<'a>>,
+    progressive: bool,
     /// First and last coefficient, in zigzag order.
     first: usize,
     last: usize,
@@ -36,7 +38,8 @@ pub(super) fn decode(
     place: usize,
 ) -> Result<usize> {
     let mut scan = Scan::read(frame, segment, tables)?;
-    let mut bits = Bits::new(bytes, place);
+    let mut bits = Bits::new(bytes, place)?;
+    frame.begin_scan(scan.parts.len())?;
     // A scan of one component has its blocks in rows; of several, in units of the frame.
     let alone = scan.parts.len() == 1;
     let (columns, rows) = if alone {
@@ -45,7 +48,10 @@ pub(super) fn decode(
     } else {
         (frame.units_across, frame.units_down)
     };
-    let mut blocks = Blocks { bits: &mut bits, end_run: 0 };
+    // With all of a sequential frame's components at hand, rows become pixels as they come.
+    let streams = !frame.progressive && scan.parts.len() == frame.components.len();
+    let rows_a_unit = if alone { frame.components[scan.parts[0].component].down } else { 1 };
+    let mut blocks = Blocks { bits: &mut bits, simd: frame.simd, end_run: 0 };
     let (mut left, mut restarts) = (tables.restart_interval, 0);
     for row in 0..rows {
         for column in 0..columns {
@@ -69,6 +75,13 @@ pub(super) fn decode(
             }
         }
         blocks.bits.check()?;
+        if streams {
+            frame.show_units(if row + 1 == rows {
+                frame.units_down
+            } else {
+                (row + 1) / rows_a_unit
+            });
+        }
     }
     Ok(bits.place())
 }
@@ -95,10 +108,10 @@ impl<'a> Scan<'a> {
             parts.push(Part { component, dc, ac, previous: 0 });
         }
         let scan = if frame.progressive {
-            Scan { parts, first, last, high, low }
+            Scan { parts, progressive: true, first, last, high, low }
         } else {
             // libjpeg ignores what a sequential frame's scans say here.
-            Scan { parts, first: 0, last: 63, high: 0, low: 0 }
+            Scan { parts, progressive: false, first: 0, last: 63, high: 0, low: 0 }
         };
         scan.check(frame)?;
         for part in &scan.parts {
@@ -150,6 +163,7 @@ impl<'a> Scan<'a> {
 /// The blocks of a scan.
 struct Blocks<'a, 'b> {
     bits: &'b mut Bits<'a>,
+    simd: Simd,
     /// Blocks whose band ends at once, still to come.
     end_run: u32,
 }
@@ -171,12 +185,12 @@ impl Blocks<'_, '_> {
         component: &mut Component,
         (x, y): (usize, usize),
     ) -> Result<()> {
-        let low = scan.low;
+        let (low, progressive) = (scan.low, scan.progressive);
         let part = &mut scan.parts[number];
-        if component.coefficients.is_empty() {
+        if !progressive {
             let mut block = [0; 64];
             let flat = self.sequential(part, &mut block)?;
-            return component.show((x, y), &block, flat);
+            return component.show((x, y), (&block, flat), self.simd);
         }
         let start = (y * component.row_blocks + x) * 64;
         let block = component.coefficients[start..].first_chunk_mut::<64>();
@@ -201,25 +215,7 @@ impl Blocks<'_, '_> {
     fn sequential(&mut self, part: &mut Part, block: &mut [i16; 64]) -> Result<bool> {
         block[0] = self.next_dc(part)? as i16;
         let table = part.ac.ok_or_else(|| broken("a missing Huffman table"))?;
-        let mut place = 1;
-        let mut flat = true;
-        while place < 64 {
-            let (run, value) = self.bits.coefficient(table)?;
-            if value == 0 {
-                if run < 15 {
-                    break;
-                }
-                place += 16;
-                continue;
-            }
-            place += run;
-            let natural =
-                ZIGZAG.get(place).ok_or_else(|| broken("a block of more than 64 numbers"))?;
-            block[usize::from(*natural)] = value as i16;
-            place += 1;
-            flat = false;
-        }
-        Ok(flat)
+        self.bits.block(table, block)
     }
 
     /// First bits of a band of AC coefficients.

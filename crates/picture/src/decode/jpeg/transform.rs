@@ -1,6 +1,9 @@
 //! The inverse DCT, chroma upsampling and colours, with libjpeg's own integers:
 //! jidctint.c (`jpeg_idct_islow`), jdsample.c ("fancy" upsampling) and jdcolor.c.
 
+use super::frame::Component;
+use crate::simd::Simd;
+
 /// Fractional bits of the constants, and of the first pass's results.
 const CONST_BITS: i32 = 13;
 const PASS_1_BITS: i32 = 2;
@@ -10,8 +13,11 @@ pub(super) fn inverse_dct(
     block: &[i16; 64],
     quantization: &[i16; 64],
     plane: &mut [u8],
-    stride: usize,
+    (stride, simd): (usize, Simd),
 ) {
+    if simd.inverse_dct(block, quantization, plane, stride) {
+        return;
+    }
     let mut rows = [[0_i32; 8]; 8];
     for (row, (coefficients, steps)) in
         rows.iter_mut().zip(block.chunks_exact(8).zip(quantization.chunks_exact(8)))
@@ -106,29 +112,30 @@ pub(super) enum Upsampling {
 impl Upsampling {
     /// jdsample.c `jinit_upsampler`: the filter only for a factor of 2, and across only for
     /// more than 2 samples.
-    pub(super) fn of(across: usize, down: usize, width: usize) -> Self {
-        match (across, down) {
+    pub(super) fn of(factors: (usize, usize), width: usize) -> Self {
+        match factors {
             (2, 1) if width > 2 => Upsampling::Across,
             (2, 2) if width > 2 => Upsampling::Both,
             (1, 2) => Upsampling::Down,
-            _ => Upsampling::Repeat(across, down),
+            (across, down) => Upsampling::Repeat(across, down),
         }
     }
 
-    /// Row `y` of the picture into `out`, from a component of `width` x `height` samples;
-    /// `sums` is a buffer.
-    pub(super) fn row(
+    /// Row `y` of the picture, made of the samples of `component`, in the first buffer if they are
+    /// not it already.
+    pub(super) fn row<'a>(
         self,
         y: usize,
-        (plane, stride): (&[u8], usize),
-        (width, height): (usize, usize),
-        (out, sums): (&mut Vec<u8>, &mut Vec<i16>),
-    ) {
-        let line = |row: usize| &plane[row.min(height - 1) * stride..][..width];
+        component: &'a Component,
+        (out, sums): (&'a mut Vec<u8>, &mut Vec<i16>),
+        simd: Simd,
+    ) -> &'a [u8] {
+        let line = |row: usize| component.line(row);
         // The neighbouring row, nearer than any other but the row itself.
         let beside =
             |y: usize| if y.is_multiple_of(2) { (y / 2).saturating_sub(1) } else { y / 2 + 1 };
         match self {
+            Upsampling::Repeat(1, 1) => return line(y),
             Upsampling::Repeat(across, down) => {
                 out.clear();
                 out.extend(
@@ -138,8 +145,10 @@ impl Upsampling {
             Upsampling::Across => {
                 sums.clear();
                 sums.extend(line(y).iter().map(|sample| i16::from(*sample)));
-                out.resize(width * 2, 0);
-                spread::<1, 2, 2>(sums, out);
+                out.resize(sums.len() * 2, 0);
+                let mut done = 0;
+                let _ = simd.spread_across(sums, out, &mut done);
+                spread::<1, 2, 2>(sums, done, out);
             }
             Upsampling::Down => {
                 let bias = if y.is_multiple_of(2) { 1 } else { 2 };
@@ -150,39 +159,55 @@ impl Upsampling {
                 }));
             }
             Upsampling::Both => {
-                let pairs = line(y / 2).iter().zip(line(beside(y)));
-                sums.clear();
-                sums.extend(pairs.map(|(near, far)| i16::from(*near) * 3 + i16::from(*far)));
-                out.resize(width * 2, 0);
-                spread::<8, 7, 4>(sums, out);
+                let (near, far) = (line(y / 2), line(beside(y)));
+                sums.resize(near.len(), 0);
+                if !simd.weigh(near, far, sums) {
+                    for ((sum, near), far) in sums.iter_mut().zip(near).zip(far) {
+                        *sum = i16::from(*near) * 3 + i16::from(*far);
+                    }
+                }
+                out.resize(sums.len() * 2, 0);
+                let mut done = 0;
+                let _ = simd.spread_both(sums, out, &mut done);
+                spread::<8, 7, 4>(sums, done, out);
             }
         }
+        out
     }
 }
 
 /// The triangle filter across: twice as many levels as `sums`, weighted 3 to 1, with the
 /// roundings of left and right halves. The ends have no neighbour: they count four times.
-fn spread<const LEFT: i16, const RIGHT: i16, const SHIFT: u32>(sums: &[i16], out: &mut [u8]) {
+/// Of `done` sums after the first the levels are there already.
+fn spread<const LEFT: i16, const RIGHT: i16, const SHIFT: u32>(
+    sums: &[i16],
+    done: usize,
+    out: &mut [u8],
+) {
     let level = |near: i16, far: i16, rounding: i16| {
         (near.wrapping_mul(3).wrapping_add(far).wrapping_add(rounding) >> SHIFT) as u8
     };
     let (first, last) = (sums[0], sums[sums.len() - 1]);
     let ends = out.len() - 1;
-    let pairs = sums.iter().zip(&sums[1..]);
-    for (out, (before, after)) in out[1..ends].as_chunks_mut::<2>().0.iter_mut().zip(pairs) {
+    let pairs = sums[done..].iter().zip(&sums[done + 1..]);
+    let rest = out[1 + 2 * done..ends].as_chunks_mut::<2>().0;
+    for (out, (before, after)) in rest.iter_mut().zip(pairs) {
         *out = [level(*before, *after, RIGHT), level(*after, *before, LEFT)];
     }
+    out[1] = level(first, sums[1], RIGHT);
     out[0] = level(first, first, LEFT);
     out[ends] = level(last, last, RIGHT);
 }
 
 /// One row of luma and chroma to RGB, 16 pixels at a time: a fixed count becomes vectors.
-pub(super) fn ycc_row(luma: &[u8], blue: &[u8], red: &[u8], out: &mut [u8]) {
+pub(super) fn ycc_row([luma, blue, red]: [&[u8]; 3], simd: Simd, out: &mut [u8]) {
     const AT_ONCE: usize = 16;
+    let is_done = simd.ycc_row(luma, blue, red, out);
     let (out, out_rest) = out.as_chunks_mut::<{ 3 * AT_ONCE }>();
     let (luma, luma_rest) = luma.as_chunks::<AT_ONCE>();
     let done = luma.len() * AT_ONCE;
     let chroma = blue.as_chunks::<AT_ONCE>().0.iter().zip(red.as_chunks::<AT_ONCE>().0);
+    let out = if is_done { &mut [] } else { out };
     for ((pixels, luma), (blue, red)) in out.iter_mut().zip(luma).zip(chroma) {
         let mut planes = [[0; AT_ONCE]; 3];
         for x in 0..AT_ONCE {

@@ -1,15 +1,19 @@
-//! The messages of `onnx.proto` that this crate writes, field numbers as in
+//! The messages of `onnx.proto` that imprompt's graphs have, field numbers as in
 //! <https://github.com/onnx/onnx/blob/main/onnx/onnx.proto>.
 #![allow(missing_docs)]
+
+pub mod fused;
 
 /// `TensorProto.DataType`.
 pub const FLOAT: i32 = 1;
 pub const UINT8: i32 = 2;
+pub const INT8: i32 = 3;
 pub const INT32: i32 = 6;
 pub const INT64: i32 = 7;
 pub const BOOL: i32 = 9;
 pub const FLOAT16: i32 = 10;
 pub const BFLOAT16: i32 = 16;
+pub const INT4: i32 = 22;
 
 /// `TensorProto.DataLocation.EXTERNAL`.
 pub const EXTERNAL: i32 = 1;
@@ -70,6 +74,9 @@ pub struct Node {
     pub op_type: Option<String>,
     #[prost(message, repeated, tag = "5")]
     pub attribute: Vec<Attribute>,
+    /// Groups of nodes that are one operator say so here: [`fused::Fused`].
+    #[prost(string, optional, tag = "6")]
+    pub doc_string: Option<String>,
     #[prost(string, optional, tag = "7")]
     pub domain: Option<String>,
 }

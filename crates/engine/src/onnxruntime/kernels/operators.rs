@@ -1,0 +1,250 @@
+//! The operators: `Linear` and `PrefixAttention`.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use imprompt_kernel::{Activation, Finish, Linear, Parallel, PrefixAttention, Queries};
+use ort::operator::{
+    ComputeContext, Kernel, KernelContext, Operator, OperatorDomain, OperatorInput, OperatorOutput,
+};
+use ort::value::{TensorElementType, ValueRef};
+
+use super::DOMAIN;
+use super::weights::StoredWeight;
+
+/// The operators over `weights`, run with `threads`.
+///
+/// # Errors
+/// What the library reports.
+pub(in super::super) fn domain(
+    weights: Vec<StoredWeight>,
+    threads: usize,
+) -> ort::Result<OperatorDomain> {
+    let threads = match threads {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        threads => threads,
+    };
+    OperatorDomain::new(DOMAIN)?
+        .add(LinearOperator { weights: weights.into(), threads })?
+        .add(AttentionOperator { threads })
+}
+
+const ACTIVATIONS: [Activation; 5] = [
+    Activation::Gelu,
+    Activation::GeluTanh,
+    Activation::QuickGelu,
+    Activation::Relu,
+    Activation::Silu,
+];
+
+/// The attribute `activation`: 0 for none.
+pub(super) fn activation_number(activation: Option<Activation>) -> i64 {
+    let place = |a: Activation| ACTIVATIONS.iter().position(|known| *known == a);
+    activation.and_then(place).map_or(0, |place| place as i64 + 1)
+}
+
+/// The threads of the session that runs the operator.
+struct Pool<'c> {
+    context: &'c ComputeContext,
+    threads: usize,
+}
+
+impl Parallel for Pool<'_> {
+    fn threads(&self) -> usize {
+        self.threads
+    }
+
+    fn run(&self, parts: usize, work: &(dyn Fn(usize) + Sync)) {
+        if parts <= 1 || self.threads <= 1 {
+            (0..parts).for_each(work);
+            return;
+        }
+        // The library calls from C: no panic may unwind into it.
+        let failed = AtomicBool::new(false);
+        let guarded = |part: usize| {
+            if catch_unwind(AssertUnwindSafe(|| work(part))).is_err() {
+                failed.store(true, Ordering::Relaxed);
+            }
+        };
+        let ran = self.context.par_for(parts, parts, guarded);
+        assert!(ran.is_ok() && !failed.load(Ordering::Relaxed), "a part of the work failed");
+    }
+}
+
+/// Runs `work` so that a panic is an error of the run.
+fn guarded(work: impl FnOnce() -> ort::Result<()>) -> ort::Result<()> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| Err(ort::Error::new("a kernel failed")))
+}
+
+fn floats<'v>(value: &'v ValueRef<'_>) -> ort::Result<(&'v [i64], &'v [f32])> {
+    value.try_extract_tensor::<f32>().map(|(shape, data)| (&shape[..], data))
+}
+
+fn missing(name: &str) -> ort::Error {
+    ort::Error::new(format!("an operator has no {name}"))
+}
+
+fn attribute(context: &KernelContext<'_>, name: &str) -> ort::Result<usize> {
+    let value: i64 = context.get(name).ok_or_else(|| missing(name))?;
+    usize::try_from(value).map_err(|_| missing(name))
+}
+
+const F32: TensorElementType = TensorElementType::Float32;
+
+/// `Linear(rows [.., inputs], bias? [outputs], residual? [.., outputs]) -> [.., outputs]`, of the
+/// attributes `weight` (which of the session's) and `activation`.
+struct LinearOperator {
+    weights: Arc<[StoredWeight]>,
+    threads: usize,
+}
+
+struct LinearKernel {
+    weights: Arc<[StoredWeight]>,
+    weight: usize,
+    activation: Option<Activation>,
+    threads: usize,
+}
+
+impl Operator for LinearOperator {
+    type Kernel<'attr> = LinearKernel;
+
+    fn name(&self) -> &str {
+        "Linear"
+    }
+
+    fn inputs(&self) -> impl IntoIterator<Item = OperatorInput> {
+        [OperatorInput::required(F32), OperatorInput::optional(F32), OperatorInput::optional(F32)]
+    }
+
+    fn outputs(&self) -> impl IntoIterator<Item = OperatorOutput> {
+        [OperatorOutput::required(F32)]
+    }
+
+    fn create_kernel<'attr>(
+        &self,
+        context: &KernelContext<'attr>,
+    ) -> ort::Result<Self::Kernel<'attr>> {
+        let weight = attribute(context, "weight")?;
+        if weight >= self.weights.len() {
+            return Err(missing("weight"));
+        }
+        let activation = attribute(context, "activation")?;
+        Ok(LinearKernel {
+            weights: Arc::clone(&self.weights),
+            weight,
+            activation: activation.checked_sub(1).and_then(|a| ACTIVATIONS.get(a).copied()),
+            threads: self.threads,
+        })
+    }
+}
+
+impl Kernel for LinearKernel {
+    fn compute(&mut self, context: &ComputeContext) -> ort::Result<()> {
+        guarded(|| {
+            let weight = self.weights[self.weight].view();
+            let rows = context.input(0)?.ok_or_else(|| missing("rows"))?;
+            let (bias, residual) = (context.input(1)?, context.input(2)?);
+            let (shape, rows) = floats(&rows)?;
+            let bias = bias.as_ref().map(floats).transpose()?.map(|(_, data)| data);
+            let residual = residual.as_ref().map(floats).transpose()?;
+            let mut shape = shape.to_vec();
+            if shape.pop() != Some(weight.inputs as i64) {
+                return Err(ort::Error::new(format!("rows are not [.., {}]", weight.inputs)));
+            }
+            shape.push(weight.outputs as i64);
+            let count = rows.len() / weight.inputs.max(1) * weight.outputs;
+            if residual.is_some_and(|(_, data)| data.len() != count) {
+                return Err(ort::Error::new("the residual has another shape than the results"));
+            }
+            let mut out = context.output(0, shape)?.ok_or_else(|| missing("output"))?;
+            let (_, out) = out.try_extract_tensor_mut::<f32>()?;
+            let finish = Finish {
+                bias,
+                activation: self.activation,
+                residual: residual.map(|(_, data)| data),
+            };
+            let pool = Pool { context, threads: self.threads };
+            Linear { weight, finish }.run(rows, out, &pool);
+            Ok(())
+        })
+    }
+}
+
+/// `PrefixAttention(query, key, value, prefix_keys, prefix_values, last_index)`, of the attributes
+/// `heads`, `layer` and `pooled`, as `crates/graph` writes it for CLIP's text tower.
+struct AttentionOperator {
+    threads: usize,
+}
+
+struct AttentionKernel {
+    heads: usize,
+    layer: usize,
+    pooled: bool,
+    threads: usize,
+}
+
+impl Operator for AttentionOperator {
+    type Kernel<'attr> = AttentionKernel;
+
+    fn name(&self) -> &str {
+        "PrefixAttention"
+    }
+
+    fn inputs(&self) -> impl IntoIterator<Item = OperatorInput> {
+        let [a, b, c, d, e] = [(); 5].map(|()| OperatorInput::required(F32));
+        [a, b, c, d, e, OperatorInput::required(TensorElementType::Int64)]
+    }
+
+    fn outputs(&self) -> impl IntoIterator<Item = OperatorOutput> {
+        [OperatorOutput::required(F32)]
+    }
+
+    fn create_kernel<'attr>(
+        &self,
+        context: &KernelContext<'attr>,
+    ) -> ort::Result<Self::Kernel<'attr>> {
+        Ok(AttentionKernel {
+            heads: attribute(context, "heads")?,
+            layer: attribute(context, "layer")?,
+            pooled: attribute(context, "pooled")? == 1,
+            threads: self.threads,
+        })
+    }
+}
+
+impl Kernel for AttentionKernel {
+    fn compute(&mut self, context: &ComputeContext) -> ort::Result<()> {
+        guarded(|| {
+            let mut given = Vec::with_capacity(6);
+            for index in 0..6 {
+                given.push(context.input(index)?.ok_or_else(|| missing("input"))?);
+            }
+            let (shape, query) = floats(&given[0])?;
+            let (key_shape, keys) = floats(&given[1])?;
+            let (_, values) = floats(&given[2])?;
+            let (prefix_shape, prefix_keys) = floats(&given[3])?;
+            let (_, prefix_values) = floats(&given[4])?;
+            let (_, places) = given[5].try_extract_tensor::<i64>()?;
+            let layer = prefix_shape[1..].iter().product::<i64>() as usize;
+            let layer = self.layer * layer..(self.layer + 1) * layer;
+            let attention = PrefixAttention {
+                heads: self.heads,
+                head_dim: prefix_shape[3] as usize,
+                prefix_keys: &prefix_keys[layer.clone()],
+                prefix_values: &prefix_values[layer],
+                keys,
+                values,
+                length: key_shape[0] as usize / places.len().max(1),
+            };
+            let queries = match self.pooled {
+                true => Queries::Pooled(query, places),
+                false => Queries::All(query),
+            };
+            let mut out = context.output(0, shape.to_vec())?.ok_or_else(|| missing("output"))?;
+            let (_, out) = out.try_extract_tensor_mut::<f32>()?;
+            attention.run(queries, out, &Pool { context, threads: self.threads });
+            Ok(())
+        })
+    }
+}

@@ -1,0 +1,359 @@
+//! What of a graph the kernels take over.
+
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
+
+use imprompt_error::Result;
+use imprompt_kernel::Activation;
+use imprompt_onnx as onnx;
+use imprompt_onnx::fused::{Fused, GOES_ON};
+
+use super::DOMAIN;
+use super::operators::activation_number;
+use super::weights::{Piece, Stored, StoredWeight};
+
+/// Puts the kernels' operators into `model`, whose external data lies in `folder`, and
+/// gives the weights they refer to.
+///
+/// # Errors
+/// `BadModel` naming the file when a weight is missing.
+pub(in super::super) fn rewrite(
+    model: &mut onnx::Model,
+    folder: &Path,
+) -> Result<Vec<StoredWeight>> {
+    let Some(graph) = model.graph.as_mut() else { return Ok(Vec::new()) };
+    replace_fused(graph);
+    let weights = replace_linear(graph, folder)?;
+    drop_unused(graph);
+    model
+        .opset_import
+        .push(onnx::OperatorSet { domain: Some(DOMAIN.to_owned()), version: Some(1) });
+    Ok(weights)
+}
+
+/// Groups that are one operator.
+fn replace_fused(graph: &mut onnx::Graph) {
+    let mut nodes = Vec::with_capacity(graph.node.len());
+    for node in graph.node.drain(..) {
+        let text = node.doc_string.as_deref();
+        if text == Some(GOES_ON) {
+            continue;
+        }
+        let Some(fused) = text.and_then(Fused::parse) else {
+            nodes.push(node);
+            continue;
+        };
+        nodes.push(onnx::Node {
+            input: fused.inputs,
+            output: vec![fused.output],
+            name: node.name,
+            op_type: Some(fused.operator),
+            attribute: fused.attributes.iter().map(|(name, value)| integer(name, *value)).collect(),
+            doc_string: None,
+            domain: Some(DOMAIN.to_owned()),
+        });
+    }
+    graph.node = nodes;
+}
+
+fn integer(name: &str, value: i64) -> onnx::Attribute {
+    onnx::Attribute {
+        name: Some(name.to_owned()),
+        i: Some(value),
+        kind: Some(onnx::ATTRIBUTE_INT),
+        ..onnx::Attribute::default()
+    }
+}
+
+/// Where things of a graph are.
+struct Places<'g> {
+    graph: &'g onnx::Graph,
+    folder: &'g Path,
+    initializers: HashMap<&'g str, &'g onnx::Tensor>,
+    producers: HashMap<&'g str, usize>,
+    consumers: HashMap<&'g str, Vec<usize>>,
+    outputs: HashSet<&'g str>,
+}
+
+impl<'g> Places<'g> {
+    fn new(graph: &'g onnx::Graph, folder: &'g Path) -> Self {
+        let mut producers = HashMap::new();
+        let mut consumers: HashMap<&str, Vec<usize>> = HashMap::new();
+        for (index, node) in graph.node.iter().enumerate() {
+            producers.extend(node.output.iter().map(|name| (name.as_str(), index)));
+            for name in &node.input {
+                consumers.entry(name).or_default().push(index);
+            }
+        }
+        let tensors = graph.initializer.iter();
+        Places {
+            graph,
+            folder,
+            initializers: tensors.map(|t| (t.name.as_deref().unwrap_or_default(), t)).collect(),
+            producers,
+            consumers,
+            outputs: graph.output.iter().filter_map(|output| output.name.as_deref()).collect(),
+        }
+    }
+
+    fn node(&self, index: usize) -> &'g onnx::Node {
+        &self.graph.node[index]
+    }
+
+    /// The nodes that read `name`, unless it is an output of the graph too.
+    fn readers(&self, name: &str) -> &[usize] {
+        match self.outputs.contains(name) {
+            true => &[],
+            false => self.consumers.get(name).map_or(&[], Vec::as_slice),
+        }
+    }
+
+    /// The node of type `operator` that is the only one to read `name`.
+    fn reader(&self, name: &str, operator: &str) -> Option<usize> {
+        match self.readers(name) {
+            [index] if is(self.node(*index), operator) => Some(*index),
+            _ => None,
+        }
+    }
+
+    /// The node of type `operator` that makes `name`.
+    fn maker(&self, name: &str, operator: &str) -> Option<&'g onnx::Node> {
+        let node = self.node(*self.producers.get(name)?);
+        is(node, operator).then_some(node)
+    }
+
+    /// The one value of a constant of one element.
+    fn scalar(&self, name: &str) -> Option<f32> {
+        let tensor = self.initializers.get(name)?;
+        let bytes = tensor.raw_data.as_deref()?.try_into().ok()?;
+        (tensor.data_type == Some(onnx::FLOAT)).then(|| f32::from_le_bytes(bytes))
+    }
+
+    /// The matrix `name`, when it is one that the kernels can read.
+    fn weight(&self, name: &str) -> Result<Option<StoredWeight>> {
+        if let Some(tensor) = self.initializers.get(name) {
+            return self.floats(tensor);
+        }
+        if let Some(cast) = self.maker(name, "Cast") {
+            return match self.initializers.get(cast.input[0].as_str()) {
+                Some(tensor) => self.floats(tensor),
+                None => Ok(None),
+            };
+        }
+        match self.maker(name, "DequantizeLinear") {
+            Some(node) => self.quantized(node),
+            None => Ok(None),
+        }
+    }
+
+    fn floats(&self, tensor: &onnx::Tensor) -> Result<Option<StoredWeight>> {
+        let (Some((outputs, inputs)), Some(piece)) = (matrix(tensor), self.piece(tensor)?) else {
+            return Ok(None);
+        };
+        let stored = match tensor.data_type {
+            Some(onnx::FLOAT) => Stored::F32(piece),
+            Some(onnx::FLOAT16) => Stored::F16(piece),
+            Some(onnx::BFLOAT16) => Stored::Bf16(piece),
+            _ => return Ok(None),
+        };
+        Ok(Some(StoredWeight { stored, outputs, inputs }))
+    }
+
+    fn quantized(&self, node: &onnx::Node) -> Result<Option<StoredWeight>> {
+        let find = |index: usize| {
+            node.input.get(index).and_then(|name| self.initializers.get(name.as_str()))
+        };
+        let (Some(values), Some(scales), None) = (find(0), find(1), node.input.get(2)) else {
+            return Ok(None);
+        };
+        let Some((outputs, inputs)) = matrix(values) else { return Ok(None) };
+        let kind = values.data_type;
+        let (Some(values), Some(scales)) = (self.piece(values)?, self.piece(scales)?) else {
+            return Ok(None);
+        };
+        let stored = match kind {
+            Some(onnx::INT8) => Stored::Int8 { values, scales },
+            Some(onnx::INT4) => Stored::Int4 { values, scales },
+            _ => return Ok(None),
+        };
+        Ok(Some(StoredWeight { stored, outputs, inputs }))
+    }
+
+    /// Where a tensor of a weight file lies; `None` of one that is in the graph.
+    fn piece(&self, tensor: &onnx::Tensor) -> Result<Option<Piece>> {
+        let find = |key: &str| {
+            let entry = tensor.external_data.iter().find(|e| e.key.as_deref() == Some(key))?;
+            entry.value.as_deref()
+        };
+        let number = |key: &str| find(key).and_then(|text| text.parse().ok());
+        let (Some(location), Some(offset), Some(length)) =
+            (find("location"), number("offset"), number("length"))
+        else {
+            return Ok(None);
+        };
+        Piece::open(&self.folder.join(location), offset, length).map(Some)
+    }
+}
+
+fn is(node: &onnx::Node, operator: &str) -> bool {
+    node.op_type.as_deref() == Some(operator) && node.domain.as_deref().unwrap_or("").is_empty()
+}
+
+fn matrix(tensor: &onnx::Tensor) -> Option<(usize, usize)> {
+    match *tensor.dims {
+        [outputs, inputs] => Some((usize::try_from(outputs).ok()?, usize::try_from(inputs).ok()?)),
+        _ => None,
+    }
+}
+
+/// A linear layer in a graph: its product and what follows it.
+struct Found {
+    /// The nodes it takes the place of, the last of them last.
+    nodes: Vec<usize>,
+    given: String,
+    bias: String,
+    residual: String,
+    output: String,
+    activation: Option<Activation>,
+}
+
+/// `Gemm` over stored weights, with what the kernel does besides.
+fn replace_linear(graph: &mut onnx::Graph, folder: &Path) -> Result<Vec<StoredWeight>> {
+    let places = Places::new(graph, folder);
+    let mut weights = Vec::new();
+    let mut taken = HashSet::new();
+    let mut placed: HashMap<usize, onnx::Node> = HashMap::new();
+    for index in 0..graph.node.len() {
+        let node = places.node(index);
+        if !is(node, "Gemm") || !is_plain_transposed(node) {
+            continue;
+        }
+        let Some(weight) = places.weight(&node.input[1])? else { continue };
+        if !weight.view().is_whole() {
+            continue;
+        }
+        let found = found(&places, index, &taken);
+        taken.extend(&found.nodes);
+        let last = found.nodes[found.nodes.len() - 1];
+        let attributes = [
+            integer("weight", weights.len() as i64),
+            integer("activation", activation_number(found.activation)),
+        ];
+        weights.push(weight);
+        let linear = onnx::Node {
+            input: vec![found.given, found.bias, found.residual],
+            output: vec![found.output],
+            name: node.name.clone(),
+            op_type: Some("Linear".to_owned()),
+            attribute: attributes.to_vec(),
+            doc_string: None,
+            domain: Some(DOMAIN.to_owned()),
+        };
+        placed.insert(last, linear);
+    }
+    let nodes = graph.node.drain(..).enumerate();
+    let kept = nodes.filter_map(|(index, node)| match placed.remove(&index) {
+        Some(linear) => Some(linear),
+        None => (!taken.contains(&index)).then_some(node),
+    });
+    graph.node = kept.collect();
+    Ok(weights)
+}
+
+/// `A * B^T`, not scaled.
+fn is_plain_transposed(node: &onnx::Node) -> bool {
+    let [attribute] = node.attribute.as_slice() else { return false };
+    attribute.name.as_deref() == Some("transB") && attribute.i == Some(1)
+}
+
+/// The layer that begins with the `Gemm` at `index`.
+fn found(places: &Places<'_>, index: usize, taken: &HashSet<usize>) -> Found {
+    let node = places.node(index);
+    let mut found = Found {
+        nodes: vec![index],
+        given: node.input[0].clone(),
+        bias: node.input.get(2).cloned().unwrap_or_default(),
+        residual: String::new(),
+        output: node.output[0].clone(),
+        activation: None,
+    };
+    if let Some((activation, nodes)) = activation(places, &found.output) {
+        found.activation = Some(activation);
+        found.output.clone_from(&places.node(nodes[nodes.len() - 1]).output[0]);
+        found.nodes.extend(nodes);
+    }
+    // An addition of two results, of which this is one: the other may not be a constant, which
+    // would be broadcast, and an addition belongs to one layer alone.
+    if let Some(add) = places.reader(&found.output, "Add").filter(|add| !taken.contains(add)) {
+        let node = places.node(add);
+        let other = node.input.iter().find(|name| **name != found.output);
+        let other = other.filter(|name| {
+            !places.initializers.contains_key(name.as_str()) && places.maker(name, "Cast").is_none()
+        });
+        if let Some(other) = other {
+            found.residual.clone_from(other);
+            found.output.clone_from(&node.output[0]);
+            found.nodes.push(add);
+        }
+    }
+    found
+}
+
+/// The activation of `name`, and the nodes it is made of.
+fn activation(places: &Places<'_>, name: &str) -> Option<(Activation, Vec<usize>)> {
+    if let Some(relu) = places.reader(name, "Relu") {
+        return Some((Activation::Relu, vec![relu]));
+    }
+    if let Some(gelu) = places.reader(name, "Gelu") {
+        let tanh = |attribute: &onnx::Attribute| attribute.s.as_deref() == Some(b"tanh");
+        let activation = match places.node(gelu).attribute.iter().any(tanh) {
+            true => Activation::GeluTanh,
+            false => Activation::Gelu,
+        };
+        return Some((activation, vec![gelu]));
+    }
+    // x * sigmoid(x), or x * sigmoid(1.702 x).
+    let [first, last] = *places.readers(name) else { return None };
+    if !is(places.node(last), "Mul") {
+        return None;
+    }
+    let (activation, sigmoid, nodes) = match places.node(first).op_type.as_deref()? {
+        "Sigmoid" => (Activation::Silu, first, vec![first, last]),
+        "Mul" => {
+            let factor = places.node(first).input.iter().find_map(|name| places.scalar(name))?;
+            let sigmoid = places.reader(&places.node(first).output[0], "Sigmoid")?;
+            if factor.to_bits() != 1.702f32.to_bits() {
+                return None;
+            }
+            (Activation::QuickGelu, sigmoid, vec![first, sigmoid, last])
+        }
+        _ => return None,
+    };
+    let gate = &places.node(sigmoid).output[0];
+    (places.readers(gate) == [last]).then_some((activation, nodes))
+}
+
+/// Takes what nobody reads any more out of the graph.
+fn drop_unused(graph: &mut onnx::Graph) {
+    loop {
+        let mut read: HashSet<&str> =
+            graph.output.iter().filter_map(|output| output.name.as_deref()).collect();
+        read.extend(graph.node.iter().flat_map(|node| &node.input).map(String::as_str));
+        let unused: HashSet<usize> = (graph.node.iter().enumerate())
+            .filter(|(_, node)| node.output.iter().all(|name| !read.contains(name.as_str())))
+            .map(|(index, _)| index)
+            .collect();
+        let is_read = |tensor: &onnx::Tensor| read.contains(tensor.name.as_deref().unwrap_or(""));
+        let initializers: Vec<bool> = graph.initializer.iter().map(is_read).collect();
+        if unused.is_empty() && initializers.iter().all(|read| *read) {
+            return;
+        }
+        let mut place = 0;
+        graph.node.retain(|_| {
+            place += 1;
+            !unused.contains(&(place - 1))
+        });
+        let mut initializers = initializers.into_iter();
+        graph.initializer.retain(|_| initializers.next().unwrap_or(true));
+    }
+}

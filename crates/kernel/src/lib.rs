@@ -1,0 +1,51 @@
+//! The matrix products of the CPU path, where a processor has AVX-512.
+//!
+//! Why own kernels, when ONNX Runtime has good ones? Because of what they do
+//! around the product:
+//!
+//! * Weights are read where they lie in the mapped file, `[outputs, inputs]` as
+//!   checkpoints keep them, in float32, float16, bfloat16 or the quantised forms of
+//!   [`quantized`]. Nothing is laid out anew when a model is loaded and kept
+//!   beside the file, and instances share the pages.
+//! * One row (decoding a token) reads each weight once, at the memory's speed,
+//!   and in as few bytes as it is stored in.
+//! * Bias, activation and residual are applied while the results are in the
+//!   cache ([`Finish`]).
+//!
+//! [`Linear::run`] picks the kernel by the number of rows. [`is_supported`] says
+//! whether this processor can run them; where not, the caller has another way.
+
+mod attention;
+#[cfg(target_arch = "x86_64")]
+mod dot;
+mod finish;
+#[cfg(target_arch = "x86_64")]
+mod lanes;
+mod linear;
+pub mod quantized;
+#[cfg(target_arch = "x86_64")]
+mod rounded;
+#[cfg(target_arch = "x86_64")]
+mod tile;
+
+pub use attention::{PrefixAttention, Queries};
+pub use finish::{Activation, Finish};
+pub use linear::{Linear, Parallel, Serial, Weight, Weights};
+
+/// Whether this processor has what the kernels need: AVX-512 F, BW, DQ and VL (Intel's
+/// servers since 2017, AMD's since Zen 4). Weights in 8 and 4 bits need VNNI besides (since
+/// Cascade Lake); without, they are multiplied slowly.
+#[must_use]
+pub fn is_supported() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        std::arch::is_x86_feature_detected!("avx512f")
+            && std::arch::is_x86_feature_detected!("avx512bw")
+            && std::arch::is_x86_feature_detected!("avx512dq")
+            && std::arch::is_x86_feature_detected!("avx512vl")
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        false
+    }
+}

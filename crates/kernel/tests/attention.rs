@@ -1,0 +1,87 @@
+//! Attention behind a prefix against float64.
+
+use imprompt_kernel::{PrefixAttention, Queries, Serial};
+
+fn noise(count: usize, seed: u64) -> Vec<f32> {
+    let wave = |i: usize| ((i as u64 * 7919 + seed * 104_729) % 4099) as f32 / 2048.0 - 1.0;
+    (0..count).map(wave).collect()
+}
+
+fn check(heads: usize, dim: usize, prefix: usize, sequences: usize, length: usize) {
+    let width = heads * dim;
+    let (keys, values) =
+        (noise(sequences * length * width, 1), noise(sequences * length * width, 2));
+    let (prefix_keys, prefix_values) = (noise(prefix * width, 3), noise(prefix * width, 4));
+    let queries = noise(sequences * length * width, 5);
+    let attention = PrefixAttention {
+        heads,
+        head_dim: dim,
+        prefix_keys: &prefix_keys,
+        prefix_values: &prefix_values,
+        keys: &keys,
+        values: &values,
+        length,
+    };
+    let mut all = vec![f32::NAN; queries.len()];
+    attention.run(Queries::All(&queries), &mut all, &Serial);
+    for row in 0..sequences * length {
+        for head in 0..heads {
+            let (sequence, place) = (row / length, row % length);
+            let query = &queries[row * width + head * dim..][..dim];
+            let of_prefix = |at: usize| (head * prefix + at) * dim;
+            let own = |at: usize| (sequence * length + at) * width + head * dim;
+            let seen: Vec<(&[f32], &[f32])> = (0..prefix)
+                .map(|at| (&prefix_keys[of_prefix(at)..], &prefix_values[of_prefix(at)..]))
+                .chain((0..=place).map(|at| (&keys[own(at)..], &values[own(at)..])))
+                .collect();
+            let dot = |key: &[f32]| -> f64 {
+                query.iter().zip(key).map(|(q, k)| f64::from(*q) * f64::from(*k)).sum()
+            };
+            let weights: Vec<f64> =
+                seen.iter().map(|(key, _)| (dot(key) / (dim as f64).sqrt()).exp()).collect();
+            let total: f64 = weights.iter().sum();
+            for at in 0..dim {
+                let values = seen.iter().zip(&weights);
+                let right: f64 = values.map(|((_, v), w)| w / total * f64::from(v[at])).sum();
+                let found = f64::from(all[row * width + head * dim + at]);
+                assert!((found - right).abs() < 1e-6, "row {row}, head {head}: {found}, {right}");
+            }
+        }
+    }
+    let places: Vec<i64> = (0..sequences).map(|s| (s % length) as i64).collect();
+    let row_of = |s: usize| s * length + s % length;
+    let pooled: Vec<f32> =
+        (0..sequences).flat_map(|s| queries[row_of(s) * width..][..width].to_vec()).collect();
+    let mut some = vec![f32::NAN; pooled.len()];
+    attention.run(Queries::Pooled(&pooled, &places), &mut some, &Serial);
+    for (sequence, found) in some.chunks_exact(width).enumerate() {
+        assert_eq!(found, &all[row_of(sequence) * width..][..width]);
+    }
+}
+
+#[test]
+fn tokens_see_the_prefix_and_those_before_them() {
+    for (heads, dim) in [(1, 64), (3, 20), (2, 7), (12, 16)] {
+        for prefix in [0, 1, 30] {
+            for (sequences, length) in [(1, 1), (1, 9), (11, 3)] {
+                check(heads, dim, prefix, sequences, length);
+            }
+        }
+    }
+}
+
+#[test]
+#[should_panic]
+fn an_index_behind_the_sequence_is_refused() {
+    let ones = [1.0; 4];
+    let attention = PrefixAttention {
+        heads: 1,
+        head_dim: 2,
+        prefix_keys: &[],
+        prefix_values: &[],
+        keys: &ones,
+        values: &ones,
+        length: 2,
+    };
+    attention.run(Queries::Pooled(&ones[..2], &[2]), &mut [0.0; 2], &Serial);
+}

@@ -1,0 +1,184 @@
+//! `--precision`: in how many bits the linear layers' weights are kept, part by part.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use imprompt_error::{Error, Result};
+use imprompt_graph::builder::Graph;
+use imprompt_graph::quantize::{Form, quantize};
+
+use crate::files;
+use crate::progress::{Progress, Unit};
+use crate::source::ModelFolder;
+
+/// A precision of weights.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Bits {
+    /// As the model's files have them: nothing is converted.
+    #[default]
+    F32,
+    /// float16 where that is lossless: results are the same, files and memory half as large.
+    F16,
+    /// 8 bits.
+    Int8,
+    /// 4 bits in a captioner's decoder, 8 bits elsewhere.
+    Int4,
+}
+
+impl Bits {
+    const ALL: [(&'static str, Bits); 4] =
+        [("f32", Bits::F32), ("f16", Bits::F16), ("int8", Bits::Int8), ("int4", Bits::Int4)];
+
+    /// Its name on the command line.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        Self::ALL.iter().find(|(_, bits)| *bits == self).map_or("f32", |(name, _)| name)
+    }
+
+    fn form(self, graph: &str) -> Option<Form> {
+        match self {
+            Bits::F32 => None,
+            Bits::F16 => Some(Form::F16),
+            // Only where a token at a time is computed do four bits beat eight.
+            Bits::Int4 if graph.contains("decoder") => Some(Form::Int4),
+            Bits::Int8 | Bits::Int4 => Some(Form::Int8),
+        }
+    }
+}
+
+/// The precision of each part of a repository.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Precision {
+    /// CLIP's image tower.
+    pub clip_image: Bits,
+    /// CLIP's text tower.
+    pub clip_text: Bits,
+    /// The captioner.
+    pub captioner: Bits,
+}
+
+/// One `--precision`: of all parts, or of one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PrecisionChoice {
+    part: Option<Part>,
+    bits: Bits,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Part {
+    ClipImage,
+    ClipText,
+    Captioner,
+}
+
+impl FromStr for PrecisionChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        let (part, bits) = match text.split_once('=') {
+            Some((part, bits)) => (Some(part), bits),
+            None => (None, text),
+        };
+        let part = match part {
+            None => None,
+            Some("clip_image") => Some(Part::ClipImage),
+            Some("clip_text") => Some(Part::ClipText),
+            Some("captioner") => Some(Part::Captioner),
+            Some(_) => return Err("the parts are clip_image, clip_text and captioner".to_owned()),
+        };
+        let found = Bits::ALL.iter().find(|(name, _)| *name == bits);
+        let (_, bits) = found.ok_or("the precisions are f32, f16, int8 and int4")?;
+        Ok(PrecisionChoice { part, bits: *bits })
+    }
+}
+
+impl Precision {
+    /// What several choices come to: those of a part win over those of all.
+    #[must_use]
+    pub fn of(choices: &[PrecisionChoice]) -> Self {
+        let chosen = |part: Part| {
+            let of_part = choices.iter().rev().find(|choice| choice.part == Some(part));
+            let of_all = || choices.iter().rev().find(|choice| choice.part.is_none());
+            of_part.or_else(of_all).map_or(Bits::F32, |choice| choice.bits)
+        };
+        Precision {
+            clip_image: chosen(Part::ClipImage),
+            clip_text: chosen(Part::ClipText),
+            captioner: chosen(Part::Captioner),
+        }
+    }
+}
+
+impl fmt::Display for Precision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Precision { clip_image, clip_text, captioner } = self;
+        let [image, text, captioner] = [clip_image, clip_text, captioner].map(|bits| bits.name());
+        write!(f, "clip_image={image},clip_text={text},captioner={captioner}")
+    }
+}
+
+/// Graphs in their precision, each converted once however many stages have it.
+#[derive(Debug, Default)]
+pub(crate) struct Converter {
+    done: HashMap<String, (Graph, Option<PathBuf>)>,
+}
+
+impl Converter {
+    /// The graph `name` in `bits`, for the stage in `folder`, where its converted weights are put.
+    pub(crate) fn convert(
+        &mut self,
+        (name, graph): (&str, &Graph),
+        bits: Bits,
+        model: &ModelFolder,
+        folder: &Path,
+        progress: &dyn Progress,
+    ) -> Result<Graph> {
+        let Some(form) = bits.form(name) else { return Ok(graph.clone()) };
+        let file = format!("{}.weights", name.trim_end_matches(".onnx"));
+        let target = folder.join(&file);
+        if let Some((graph, written)) = self.done.get(name) {
+            if let Some(written) = written
+                && std::fs::hard_link(written, &target).is_err()
+            {
+                std::fs::copy(written, &target)
+                    .map_err(|error| files::io("copy", written, &error))?;
+            }
+            return Ok(graph.clone());
+        }
+        let (graph, plan) = quantize(graph, form, &file, model.path())?;
+        let written = (!plan.is_empty()).then_some(target);
+        if let Some(target) = &written {
+            let what = format!("converting the weights of {name} to {}", bits.name());
+            progress.start(&what, plan.bytes(), Unit::Bytes);
+            plan.write(model.path(), target, &|bytes| progress.advance(bytes))
+                .map_err(|error: Error| error.context(name))?;
+            progress.finish();
+        }
+        self.done.insert(name.to_owned(), (graph.clone(), written));
+        Ok(graph)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn choices_are_read() {
+        let of = |texts: &[&str]| {
+            let choices: std::result::Result<Vec<_>, _> =
+                texts.iter().map(|text| text.parse()).collect();
+            choices.map(|choices: Vec<PrecisionChoice>| Precision::of(&choices).to_string())
+        };
+        assert_eq!(of(&[]).unwrap(), "clip_image=f32,clip_text=f32,captioner=f32");
+        assert_eq!(of(&["int8"]).unwrap(), "clip_image=int8,clip_text=int8,captioner=int8");
+        assert_eq!(
+            of(&["captioner=int4", "f16", "clip_text=f32"]).unwrap(),
+            "clip_image=f16,clip_text=f32,captioner=int4"
+        );
+        assert!(of(&["int5"]).unwrap_err().contains("f32, f16, int8 and int4"));
+        assert!(of(&["text=int8"]).unwrap_err().contains("clip_text"));
+    }
+}
