@@ -237,10 +237,11 @@ def models(python, *names):
     return [CACHE / name for name in names]
 
 
-def precisions():
-    """Those that this build of imprompt has, float32 first."""
-    has = "--precision" in output(str(IMPROMPT), "build", "--help")
-    return ["f32", "int8", "int4"] if has else ["f32"]
+def precisions(*wanted):
+    """Those of `wanted` that this build of imprompt has; float32 always, and first."""
+    help = output(str(IMPROMPT), "build", "--help")
+    told = help.split("--precision", 1)[1] if "--precision" in help else ""
+    return ["f32", *(precision for precision in wanted if precision in told)]
 
 
 def repository(bench, name, precision="f32", clip=None, captioner=None, vocabulary=None):

@@ -59,7 +59,8 @@ def main():
             one.close()
         if one.rows:
             result = one.result(command, versions, peaks) | {"seconds": time.monotonic() - started}
-            (out / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+            lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in result.items())
+            (out / f"{name}.json").write_text("{\n" + lines + "\n}\n")
     print()
     print(report.tables(out))
     if out == kept:
