@@ -10,7 +10,6 @@ mod layout;
 mod manifest;
 pub mod parts;
 mod precision;
-pub mod parts;
 mod progress;
 mod source;
 mod stream;

@@ -198,7 +198,9 @@ impl CaptionerPart {
         tokens: usize,
     ) -> Result<CaptionTimes> {
         let started = Instant::now();
-        drop(self.0.encode(batch, pixel_values)?);
+        // What BERT's tokenizer makes of an empty text, for a Q-Former that reads one.
+        let empty: &[u32] = &[101, 102];
+        drop(self.0.encode(batch, pixel_values, &vec![empty; batch])?);
         let encode = started.elapsed();
         let options = GenerationOptions {
             min_new_tokens: tokens,
@@ -210,6 +212,7 @@ impl CaptionerPart {
             .map(|pixel_values| CaptionRequest {
                 pixel_values,
                 prompt_ids: None,
+                qformer_ids: Some(empty),
                 options,
                 cancel: &Uncancellable,
             })
@@ -287,8 +290,8 @@ impl RankPart {
     pub fn best(&self, image: &[f32], count: usize) -> Result<Vec<usize>> {
         let scoring = Scoring::Softmax { scale: 100.0 };
         let rows = LabelEmbeds::Float16(self.table.rows());
-        let scores = zero_shot(image, rows, scoring, Some(count))?;
-        Ok(scores.into_iter().map(|score| score.index).collect())
+        let scores = zero_shot(image, self.table.dimension(), rows, scoring, Some(count), 0)?;
+        Ok(scores.into_iter().flatten().map(|score| score.index).collect())
     }
 
     /// The candidates of a chain, by the reference's rule of two stages.
