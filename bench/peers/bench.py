@@ -149,8 +149,8 @@ class Bench:
     # What is kept
 
     def row(self, name, unit, values, better="lower", note="", goal="", work=None):
-        """A line of the table: `values` by side, a list each. `work`: what one unit needs at least, `gflop` or
-        `gbytes`, of a second's `count`."""
+        """A line of the table: `values` by side, a list each. `work`: the `gflop` of products, or the `gbytes` of
+        weights, that one text or one run needs at least."""
         row = {"section": self.section, "name": name, "unit": unit, "better": better, "note": note, "goal": goal, "values": values}
         if work:
             row["work"] = work
@@ -237,10 +237,11 @@ def models(python, *names):
     return [CACHE / name for name in names]
 
 
-def precisions():
-    """Those that this build of imprompt has, float32 first."""
-    has = "--precision" in output(str(IMPROMPT), "build", "--help")
-    return ["f32", "int8", "int4"] if has else ["f32"]
+def precisions(*wanted):
+    """Those of `wanted` that this build of imprompt has; float32 always, and first."""
+    help = output(str(IMPROMPT), "build", "--help")
+    told = help.split("--precision", 1)[1] if "--precision" in help else ""
+    return ["f32", *(precision for precision in wanted if precision in told)]
 
 
 def repository(bench, name, precision="f32", clip=None, captioner=None, vocabulary=None):

@@ -3,8 +3,8 @@
 
     PYTHON bench/peers/models.py FOLDER NAME...
 
-Every folder is as `save_pretrained` writes it. All weights are float16 numbers, whatever type they are stored in. A
-folder that is complete is left alone. NAMEs are the keys of MODELS.
+Every folder is as `save_pretrained` writes it. All weights are float16 numbers, stored as float32: so they are of most
+checkpoints that were trained in float16, and keeping them in float16 loses nothing. A folder that is complete is left alone. NAMEs are the keys of MODELS.
 """
 import gzip
 import json
@@ -66,7 +66,6 @@ MODELS = {
     "blip-base": lambda: blip(tower(768, 12, 12)),
     "blip-large": lambda: blip(tower(1024, 24, 16)),
     "blip2-opt-shapes": blip2,
-    "blip2-opt-shapes-f16": blip2,
 }
 
 
@@ -130,7 +129,9 @@ def blip_files(folder):
             words.append(word)
     words = words[:30522] + ["[DEC]", "[ENC]"]
     (folder / "vocab.txt").write_text("\n".join(words) + "\n")
-    write(folder, "tokenizer_config.json", dict(tokenizer_class="BertTokenizer", do_lower_case=True, model_max_length=512))
+    special = dict(bos_token="[DEC]", additional_special_tokens=["[ENC]"])
+    write(folder, "special_tokens_map.json", special)
+    write(folder, "tokenizer_config.json", dict(tokenizer_class="BertTokenizer", do_lower_case=True, model_max_length=512, **special))
     captioner_processor(folder, "BlipProcessor", 384)
 
 
@@ -153,9 +154,6 @@ def make(name, folder):
         model = kind(config)
     fill(model)
     model.tie_weights()
-    if name.endswith("-f16"):
-        model.half()
-        config.torch_dtype = torch.float16
     tensors, seen = {}, set()
     for key, value in model.state_dict().items():
         if value.is_floating_point() and value.data_ptr() not in seen:  # a tied weight is stored once

@@ -39,21 +39,22 @@ def ratio(row, ours, peer):
 def of_peak(row, side, peaks):
     """The share of what the machine can do at most that our median reaches."""
     work, values = row.get("work"), row["values"].get(side)
-    if not work or not values or work["of"] != "run":
+    if not work or not values:
         return None
-    seconds = statistics.median(values) * {"ms": 1e-3, "s": 1.0}[row["unit"]]
+    value = statistics.median(values)
+    seconds = 1 / value if row["better"] == "higher" else value * {"ms": 1e-3, "s": 1.0}[row["unit"]]
     if "gbytes" in work:
-        # Weights of int8 and int4 are a quarter and an eighth of the bytes.
-        return work["gbytes"] / {"int8": 4, "int4": 8}.get(side, 1) / seconds / peaks["memory_gbytes"], "memory"
+        # Weights of float16, int8 and int4 have a half, a quarter and an eighth of float32's bytes.
+        return work["gbytes"] / {"f16": 2, "int8": 4, "int4": 8}.get(side, 1) / seconds / peaks["memory_gbytes"], "memory"
     peak = peaks["onnxruntime_int8" if side in ("int8", "int4") else "onnxruntime_float32"]
     return work["gflop"] / seconds / peak, "int8 products" if side in ("int8", "int4") else "float32 products"
 
 
 def table(result):
     rows = result["rows"]
-    sides = [side for side in ("f32", "int8", "int4") if any(side in row["values"] for row in rows)]
+    sides = [side for side in ("f32", "f16", "int8", "int4") if any(side in row["values"] for row in rows)]
     peers = [peer for peer in PEERS if any(peer in row["values"] for row in rows)]
-    names = {"f32": "imprompt", "int8": "imprompt int8", "int4": "imprompt int4", "stock": "peer", "tuned": "peer, tuned"}
+    names = {"f32": "imprompt", "f16": "imprompt float16", "int8": "imprompt int8", "int4": "imprompt int4", "stock": "peer", "tuned": "peer, tuned"}
     head = ["measured", "unit", *(names[peer] for peer in peers), *(names[side] for side in sides),
             *(f"{names[side]} / {names[peer]}" for side in sides for peer in peers), "goal", "of peak"]
     lines = ["| " + " | ".join(head) + " |", "| " + " | ".join(["---"] * len(head)) + " |"]

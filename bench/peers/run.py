@@ -25,12 +25,14 @@ def main():
     parser.add_argument("--whole", action="store_true", help="run the peer's best mode whole at the full sizes (hours)")
     parser.add_argument("--rounds", type=int, metavar="N", help="turns of each side [default: 3, quick 1]")
     parser.add_argument("--limit", type=int, metavar="SECONDS", help="of each section [default: 1800, quick 300]")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="raw results go there, and docs/ stays as it is")
     parser.add_argument("--python", required=True, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     unknown = [name for name in arguments.sections if name not in SECTIONS]
     if unknown:
         parser.error(f"no such section: {', '.join(unknown)}; there are {', '.join(SECTIONS)}")
-    out = common.CACHE / "quick" if arguments.quick else common.ROOT / "docs/benchmarks"
+    kept = common.ROOT / "docs/benchmarks"
+    out = arguments.out or (common.CACHE / "quick" if arguments.quick else kept)
     out.mkdir(parents=True, exist_ok=True)
     command = shlex.join(["scripts/bench-peers", *sys.argv[1:]]).replace(f" --python {arguments.python}", "")
 
@@ -57,10 +59,11 @@ def main():
             one.close()
         if one.rows:
             result = one.result(command, versions, peaks) | {"seconds": time.monotonic() - started}
-            (out / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+            lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in result.items())
+            (out / f"{name}.json").write_text("{\n" + lines + "\n}\n")
     print()
     print(report.tables(out))
-    if not arguments.quick:
+    if out == kept:
         report.write(out)
     if failed:
         sys.exit(f"error: sections that failed: {', '.join(failed)}")

@@ -122,7 +122,7 @@ def serving(bench):
     repository = common.repository(bench, "demo", clip=ROOT / "models/demo-clip", captioner=ROOT / "models/demo-blip2",
                                    vocabulary=ROOT / "models/demo-vocabulary")
     concurrencies = (1, 8) if bench.quick else (1, 2, 4, 8, 16, 32, 64)
-    seconds = 2 if bench.quick else 5
+    seconds = 2 if bench.quick else 3
     found = {"f32": [], "stock": []}
     overheads = []
     flags = [str(PICTURE), "--part", "zero_shot", "--labels", ",".join(LABELS), "--json", "--requests", 2000, "--warm-up", 50, "--limit", seconds]

@@ -103,6 +103,10 @@ class Peer:
         seconds, features = clock(work, repeat)
         return {"seconds": seconds, "count": len(texts), "embeddings": features[:embeddings].tolist()}
 
+    def tokens(self, texts):
+        import open_clip
+        return {"tokens": [len(open_clip.tokenizer._tokenizer.encode(text)) for text in texts]}
+
     @torch.no_grad()
     def chain(self, model, prompt, phrases, repeat=1):
         """A part of a step of the chain, as rank_top scores it."""
