@@ -63,9 +63,9 @@ impl Finish<'_> {
     ) -> std::arch::x86_64::__m512 {
         use std::arch::x86_64::*;
         let mut values = values;
-        // SAFETY (of both): what the caller promises.
         if let Some(bias) = self.bias {
             let bias = bias.as_ptr().wrapping_add(column);
+            // SAFETY: what the caller promises.
             values = _mm512_add_ps(values, unsafe { _mm512_maskz_loadu_ps(mask, bias) });
         }
         if let Some(activation) = self.activation {
@@ -73,6 +73,7 @@ impl Finish<'_> {
         }
         if let Some(residual) = self.residual {
             let residual = residual.as_ptr().wrapping_add(start);
+            // SAFETY: what the caller promises.
             values = _mm512_add_ps(values, unsafe { _mm512_maskz_loadu_ps(mask, residual) });
         }
         values

@@ -33,7 +33,7 @@ pub(crate) fn exp(x: __m512) -> __m512 {
     let x = _mm512_min_ps(_mm512_set1_ps(128.0), _mm512_max_ps(_mm512_set1_ps(-128.0), x));
     let n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(std::f32::consts::LOG2_E)), 8);
     // ln 2 in two parts, so that the rest is exact.
-    let rest = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693_359_375), x);
+    let rest = _mm512_fnmadd_ps(n, _mm512_set1_ps(355.0 / 512.0), x);
     let rest = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.121_944_4e-4), rest);
     // Cephes, expf.c.
     let mut p = _mm512_set1_ps(1.987_569_2e-4);

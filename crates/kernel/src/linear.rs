@@ -151,7 +151,7 @@ impl Linear<'_> {
     pub fn run(&self, rows: &[f32], out: &mut [f32], parallel: &dyn Parallel) {
         let Weight { outputs, inputs, .. } = self.weight;
         assert!(self.weight.is_whole(), "the weights do not fill [{outputs}, {inputs}]");
-        let count = if inputs == 0 { 0 } else { rows.len() / inputs };
+        let count = rows.len().checked_div(inputs).unwrap_or(0);
         assert_eq!((rows.len(), out.len()), (count * inputs, count * outputs), "rows and results");
         let Finish { bias, residual, .. } = self.finish;
         assert!(bias.is_none_or(|bias| bias.len() == outputs), "the bias is [{outputs}]");

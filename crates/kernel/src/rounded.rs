@@ -47,10 +47,10 @@ impl Rows {
         let offset = _mm512_set1_epi8(-128);
         for (index, row) in rows.chunks_exact(inputs).enumerate() {
             for (place, part) in row.chunks(block).enumerate() {
-                // SAFETY (of all): the masks leave out what is behind the part's end.
-                let lanes = |at: usize| unsafe {
+                let lanes = |at: usize| {
                     let mask = first(part.len().saturating_sub(at));
-                    _mm512_maskz_loadu_ps(mask, part.as_ptr().wrapping_add(at))
+                    // SAFETY: the mask leaves out what is behind the part's end.
+                    unsafe { _mm512_maskz_loadu_ps(mask, part.as_ptr().wrapping_add(at)) }
                 };
                 let mut largest = _mm512_setzero_ps();
                 for at in (0..part.len()).step_by(LANES) {
