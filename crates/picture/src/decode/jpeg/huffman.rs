@@ -98,6 +98,11 @@ impl Table {
     }
 }
 
+#[cold]
+fn too_long() -> Error {
+    broken("a block of more than 64 numbers")
+}
+
 /// A number of `size` bits as JPEG stores it: the lower half is negative.
 fn extend(bits: u32, size: u32) -> i32 {
     let below = u32::from(size > 0 && bits < 1 << (size - 1));
@@ -140,10 +145,15 @@ impl Reader {
         value
     }
 
+    #[inline(always)]
+    fn peek(self, table: &Table) -> Entry {
+        table.fast[(self.buffer >> (64 - FAST_BITS)) as usize]
+    }
+
     /// The next symbol and its number; at most 32 bits.
     #[inline(always)]
     fn entry(&mut self, table: &Table) -> Result<(usize, i32)> {
-        let mut entry = table.fast[(self.buffer >> (64 - FAST_BITS)) as usize];
+        let mut entry = self.peek(table);
         if entry.value() == 0 && entry.length() == 0 {
             entry = self.long_entry(table)?;
         }
@@ -229,6 +239,15 @@ impl<'a> Bits<'a> {
         self.reader.take(bits)
     }
 
+    /// The next bit alone.
+    #[inline]
+    pub(super) fn bit(&mut self) -> bool {
+        if self.reader.count == 0 {
+            self.reader.refill(&self.segment);
+        }
+        self.reader.take(1) == 1
+    }
+
     /// A symbol that is a size, and the number of that size.
     #[inline]
     pub(super) fn difference(&mut self, table: &Table) -> Result<i32> {
@@ -248,24 +267,35 @@ impl<'a> Bits<'a> {
     pub(super) fn block(&mut self, table: &Table, block: &mut [i16; 64]) -> Result<bool> {
         // In registers all the while.
         let mut reader = self.reader;
-        let mut place = 1;
+        let mut place = 1_usize;
         let mut flat = true;
-        while place < 64 {
+        'block: while place < 64 {
             reader.refill(&self.segment);
-            let (run, value) = reader.entry(table)?;
-            if value == 0 {
-                if run < 15 {
-                    break;
+            // Two short codes with their numbers leave enough for a long one.
+            for _ in 0..3 {
+                let entry = reader.peek(table);
+                let (run, value) = if entry.value() == 0 {
+                    reader.entry(table)?
+                } else {
+                    reader.skip(entry.length());
+                    (entry.run(), entry.value())
+                };
+                if value == 0 {
+                    if run < 15 {
+                        break 'block;
+                    }
+                    place = place.wrapping_add(16);
+                    continue 'block;
                 }
-                place += 16;
-                continue;
+                place = place.wrapping_add(run);
+                let natural = *ZIGZAG.get(place).ok_or_else(too_long)?;
+                block[usize::from(natural & 63)] = value as i16;
+                place = place.wrapping_add(1);
+                flat = false;
+                if entry.value() == 0 || place > 63 {
+                    continue 'block;
+                }
             }
-            place += run;
-            let natural =
-                ZIGZAG.get(place).ok_or_else(|| broken("a block of more than 64 numbers"))?;
-            block[usize::from(*natural & 63)] = value as i16;
-            place += 1;
-            flat = false;
         }
         self.reader = reader;
         Ok(flat)

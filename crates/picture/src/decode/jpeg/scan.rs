@@ -192,14 +192,15 @@ impl Blocks<'_, '_> {
             let flat = self.sequential(part, &mut block)?;
             return component.show((x, y), (&block, flat), self.simd);
         }
-        let start = (y * component.row_blocks + x) * 64;
-        let block = component.coefficients[start..].first_chunk_mut::<64>();
-        let block = block.ok_or_else(|| broken("a block outside its picture"))?;
+        let number = y * component.row_blocks + x;
+        let outside = || broken("a block outside its picture");
+        let block = component.coefficients[number * 64..].first_chunk_mut().ok_or_else(outside)?;
+        let present = component.present.get_mut(number).ok_or_else(outside)?;
         match (scan.first, scan.high) {
             (0, 0) => block[0] = (self.next_dc(part)? << low) as i16,
             (0, _) => block[0] |= (self.bits.take(1) << low) as i16,
-            (_, 0) => self.band(part.ac, (scan.first, scan.last, low), block)?,
-            _ => self.refine(part.ac, (scan.first, scan.last, low), block)?,
+            (_, 0) => self.band(part.ac, (scan.first, scan.last, low), (block, present))?,
+            _ => self.refine(part.ac, (scan.first, scan.last, low), (block, present))?,
         }
         Ok(())
     }
@@ -223,7 +224,7 @@ impl Blocks<'_, '_> {
         &mut self,
         table: Option<&Table>,
         (first, last, low): (usize, usize, u32),
-        block: &mut [i16; 64],
+        (block, present): (&mut [i16; 64], &mut u64),
     ) -> Result<()> {
         if self.end_run > 0 {
             self.end_run -= 1;
@@ -245,6 +246,7 @@ impl Blocks<'_, '_> {
             let natural =
                 ZIGZAG.get(place).ok_or_else(|| broken("a block of more than 64 numbers"))?;
             block[usize::from(*natural)] = (value << low) as i16;
+            *present |= 1 << place;
             place += 1;
         }
         Ok(())
@@ -255,7 +257,7 @@ impl Blocks<'_, '_> {
         &mut self,
         table: Option<&Table>,
         (first, last, low): (usize, usize, u32),
-        block: &mut [i16; 64],
+        (block, present): (&mut [i16; 64], &mut u64),
     ) -> Result<()> {
         let table = table.ok_or_else(|| broken("a missing Huffman table"))?;
         let mut place = first;
@@ -269,19 +271,20 @@ impl Blocks<'_, '_> {
                 if value.abs() > 1 {
                     return Err(broken("a refinement of more than a bit"));
                 }
-                place = self.skip_zeros((place, last, low), run, block);
+                place = self.skip_zeros((place, last, low), run, (block, *present));
                 if value != 0 {
                     let natural = *ZIGZAG
                         .get(place)
                         .filter(|_| place <= last)
                         .ok_or_else(|| broken("a block of more than 64 numbers"))?;
                     block[usize::from(natural)] = (value << low) as i16;
+                    *present |= 1 << place;
                 }
                 place += 1;
             }
         }
         if self.end_run > 0 {
-            self.skip_zeros((place, last, low), 64, block);
+            self.skip_zeros((place, last, low), 64, (block, *present));
             self.end_run -= 1;
         }
         Ok(())
@@ -293,17 +296,22 @@ impl Blocks<'_, '_> {
         &mut self,
         (mut place, last, low): (usize, usize, u32),
         mut zeros: usize,
-        block: &mut [i16; 64],
+        (block, present): (&mut [i16; 64], u64),
     ) -> usize {
         while place <= last {
+            // Zeros up to the next known coefficient.
+            let gap = ((present >> place).trailing_zeros() as usize).min(last + 1 - place);
+            if gap > zeros {
+                return place + zeros;
+            }
+            zeros -= gap;
+            place += gap;
+            if place > last {
+                break;
+            }
             let value = &mut block[usize::from(ZIGZAG[place])];
-            if *value == 0 {
-                if zeros == 0 {
-                    break;
-                }
-                zeros -= 1;
-            } else if self.bits.take(1) == 1 && *value & (1 << low) == 0 {
-                *value += if *value > 0 { 1 << low } else { -(1 << low) };
+            if self.bits.bit() && *value & (1 << low) == 0 {
+                *value = value.wrapping_add(if *value > 0 { 1 << low } else { -(1 << low) });
             }
             place += 1;
         }
