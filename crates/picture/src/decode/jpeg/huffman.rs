@@ -109,9 +109,9 @@ fn extend(bits: u32, size: u32) -> i32 {
     bits as i32 - (((1 << size) - 1) * below) as i32
 }
 
-/// The next bits of a segment.
+/// The next bits of a segment: what a loop keeps in registers.
 #[derive(Clone, Copy, Default)]
-struct Reader {
+pub(super) struct Reader {
     /// The first `count` bits, from the top, are still to be read; those that follow are zeros, or
     /// what they will be.
     buffer: u64,
@@ -123,7 +123,7 @@ struct Reader {
 impl Reader {
     /// Makes at least 56 bits available: more than a code and its number. Past the end they are 0.
     #[inline(always)]
-    fn refill(&mut self, segment: &[u8]) {
+    pub(super) fn refill(&mut self, segment: &[u8]) {
         let next = segment.get(self.position..).and_then(|rest| rest.first_chunk::<8>());
         let word = next.map_or(0, |bytes| u64::from_be_bytes(*bytes));
         self.buffer |= word.wrapping_shr(self.count);
@@ -137,8 +137,9 @@ impl Reader {
         self.count = self.count.wrapping_sub(bits);
     }
 
+    /// The next `bits` bits of those available.
     #[inline(always)]
-    fn take(&mut self, bits: u32) -> u32 {
+    pub(super) fn take(&mut self, bits: u32) -> u32 {
         // In two steps, since there may be no bits at all.
         let value = (self.buffer >> 1).wrapping_shr(63_u32.wrapping_sub(bits)) as u32;
         self.skip(bits);
@@ -150,9 +151,19 @@ impl Reader {
         table.fast[(self.buffer >> (64 - FAST_BITS)) as usize]
     }
 
-    /// The next symbol and its number; at most 32 bits.
+    /// The next bit alone, which need not be available.
     #[inline(always)]
-    fn entry(&mut self, table: &Table) -> Result<(usize, i32)> {
+    pub(super) fn bit(&mut self, segment: &[u8]) -> bool {
+        if self.count == 0 {
+            self.refill(segment);
+        }
+        self.take(1) == 1
+    }
+
+    /// The next symbol and its number, together at most 32 bits: a coefficient as [`Bits::coefficient`]
+    /// gives it.
+    #[inline(always)]
+    pub(super) fn entry(&mut self, table: &Table) -> Result<(usize, i32)> {
         let mut entry = self.peek(table);
         if entry.value() == 0 && entry.length() == 0 {
             entry = self.long_entry(table)?;
@@ -239,13 +250,15 @@ impl<'a> Bits<'a> {
         self.reader.take(bits)
     }
 
-    /// The next bit alone.
+    /// The segment and its reader, for a loop that takes many; [`Self::put_back`] the reader then.
     #[inline]
-    pub(super) fn bit(&mut self) -> bool {
-        if self.reader.count == 0 {
-            self.reader.refill(&self.segment);
-        }
-        self.reader.take(1) == 1
+    pub(super) fn reader(&self) -> (&[u8], Reader) {
+        (&self.segment, self.reader)
+    }
+
+    #[inline]
+    pub(super) fn put_back(&mut self, reader: Reader) {
+        self.reader = reader;
     }
 
     /// A symbol that is a size, and the number of that size.

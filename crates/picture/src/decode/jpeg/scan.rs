@@ -2,7 +2,7 @@
 //! (ITU-T T.81, F.2 and G.2; libjpeg's jdhuff.c and jdphuff.c).
 
 use super::frame::{Component, Frame};
-use super::huffman::{Bits, Table};
+use super::huffman::{Bits, Reader, Table};
 use super::{Tables, ZIGZAG, broken};
 use crate::simd::Simd;
 use imprompt_error::Result;
@@ -231,12 +231,14 @@ impl Blocks<'_, '_> {
             return Ok(());
         }
         let table = table.ok_or_else(|| broken("a missing Huffman table"))?;
+        let (segment, mut reader) = self.bits.reader();
         let mut place = first;
         while place <= last {
-            let (run, value) = self.bits.coefficient(table)?;
+            reader.refill(segment);
+            let (run, value) = reader.entry(table)?;
             if value == 0 {
                 if run < 15 {
-                    self.end_run = (1 << run) - 1 + self.bits.take(run as u32);
+                    self.end_run = (1 << run) - 1 + reader.take(run as u32);
                     break;
                 }
                 place += 16;
@@ -245,10 +247,11 @@ impl Blocks<'_, '_> {
             place += run;
             let natural =
                 ZIGZAG.get(place).ok_or_else(|| broken("a block of more than 64 numbers"))?;
-            block[usize::from(*natural)] = (value << low) as i16;
+            block[usize::from(*natural & 63)] = (value << low) as i16;
             *present |= 1 << place;
             place += 1;
         }
+        self.bits.put_back(reader);
         Ok(())
     }
 
@@ -260,61 +263,66 @@ impl Blocks<'_, '_> {
         (block, present): (&mut [i16; 64], &mut u64),
     ) -> Result<()> {
         let table = table.ok_or_else(|| broken("a missing Huffman table"))?;
+        let (segment, mut reader) = self.bits.reader();
         let mut place = first;
         if self.end_run == 0 {
             while place <= last {
-                let (run, value) = self.bits.coefficient(table)?;
+                reader.refill(segment);
+                let (run, value) = reader.entry(table)?;
                 if value == 0 && run < 15 {
-                    self.end_run = (1 << run) + self.bits.take(run as u32);
+                    self.end_run = (1 << run) + reader.take(run as u32);
                     break;
                 }
                 if value.abs() > 1 {
                     return Err(broken("a refinement of more than a bit"));
                 }
-                place = self.skip_zeros((place, last, low), run, (block, *present));
+                let band = (place, last, low);
+                place = skip_zeros((segment, &mut reader), band, run, (block, *present));
                 if value != 0 {
                     let natural = *ZIGZAG
                         .get(place)
                         .filter(|_| place <= last)
                         .ok_or_else(|| broken("a block of more than 64 numbers"))?;
-                    block[usize::from(natural)] = (value << low) as i16;
+                    block[usize::from(natural & 63)] = (value << low) as i16;
                     *present |= 1 << place;
                 }
                 place += 1;
             }
         }
         if self.end_run > 0 {
-            self.skip_zeros((place, last, low), 64, (block, *present));
+            skip_zeros((segment, &mut reader), (place, last, low), 64, (block, *present));
             self.end_run -= 1;
         }
+        self.bits.put_back(reader);
         Ok(())
     }
+}
 
-    /// Passes `zeros` coefficients that are still 0, and refines all others on the way; gives
-    /// the place of the zero after them, or one behind `last`.
-    fn skip_zeros(
-        &mut self,
-        (mut place, last, low): (usize, usize, u32),
-        mut zeros: usize,
-        (block, present): (&mut [i16; 64], u64),
-    ) -> usize {
-        while place <= last {
-            // Zeros up to the next known coefficient.
-            let gap = ((present >> place).trailing_zeros() as usize).min(last + 1 - place);
-            if gap > zeros {
-                return place + zeros;
-            }
-            zeros -= gap;
-            place += gap;
-            if place > last {
-                break;
-            }
-            let value = &mut block[usize::from(ZIGZAG[place])];
-            if self.bits.bit() && *value & (1 << low) == 0 {
-                *value = value.wrapping_add(if *value > 0 { 1 << low } else { -(1 << low) });
-            }
-            place += 1;
+/// Passes `zeros` coefficients that are still 0, and refines all others on the way; gives
+/// the place of the zero after them, or one behind `last`.
+#[inline]
+fn skip_zeros(
+    (segment, reader): (&[u8], &mut Reader),
+    (mut place, last, low): (usize, usize, u32),
+    mut zeros: usize,
+    (block, present): (&mut [i16; 64], u64),
+) -> usize {
+    while place <= last {
+        // Zeros up to the next known coefficient.
+        let gap = ((present >> place).trailing_zeros() as usize).min(last + 1 - place);
+        if gap > zeros {
+            return place + zeros;
         }
-        place
+        zeros -= gap;
+        place += gap;
+        if place > last {
+            break;
+        }
+        let value = &mut block[usize::from(ZIGZAG[place] & 63)];
+        if reader.bit(segment) && *value & (1 << low) == 0 {
+            *value = value.wrapping_add(if *value > 0 { 1 << low } else { -(1 << low) });
+        }
+        place += 1;
     }
+    place
 }
