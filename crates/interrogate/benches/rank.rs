@@ -7,7 +7,7 @@
 #![allow(missing_docs)]
 
 use std::hint::black_box;
-use std::path::Path;
+use std::path::PathBuf;
 use std::time::Instant;
 
 use half::f16;
@@ -41,14 +41,23 @@ fn noise(count: usize) -> Vec<f16> {
 
 fn main() {
     let files: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
-    let (table, image): (Vec<f16>, Vec<f32>) = match files.as_slice() {
-        [table, image] => {
-            let read = |path: &str| std::fs::read(path).unwrap();
-            (bytemuck::pod_collect_to_vec(&read(table)), bytemuck::pod_collect_to_vec(&read(image)))
+    let folder = tempfile::tempdir().unwrap();
+    let (table, image) = match files.as_slice() {
+        [table, image] => (PathBuf::from(table), PathBuf::from(image)),
+        _ => {
+            let (table, image) = (folder.path().join("table"), folder.path().join("image"));
+            let values: Vec<f32> = noise(DIMENSION).iter().map(|value| value.to_f32()).collect();
+            std::fs::write(&table, bytemuck::cast_slice(&noise(111_867 * DIMENSION))).unwrap();
+            std::fs::write(&image, bytemuck::cast_slice(&values)).unwrap();
+            (table, image)
         }
-        _ => (noise(111_867 * DIMENSION), noise(DIMENSION).iter().map(|v| v.to_f32()).collect()),
     };
-    let pass = |threads| similarities(&[&table], &image, DIMENSION, threads).remove(0);
+    let mapped = imprompt_mapping::map_file(&table).unwrap();
+    let rows: &[f16] = bytemuck::cast_slice(&mapped[..]);
+    let image = std::fs::read(image).unwrap();
+    let image: Vec<f32> =
+        image.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+    let pass = |threads| similarities(&[rows], &image, DIMENSION, threads).remove(0);
     milliseconds("the pass, 1 thread", || pass(1));
     let values = milliseconds("the pass, 2 threads", || pass(2));
     milliseconds("two stages, best 2048", || rank(&values, 2_048, COUNT, false));
@@ -58,11 +67,10 @@ fn main() {
     let two_stage =
         milliseconds("pass and two stages, 2 threads", || rank(&pass(2), 2_048, COUNT, false));
     let plain = milliseconds("pass and plain best, 2 threads", || rank_exact(&pass(2), COUNT));
-    if let [table, _] = files.as_slice() {
+    if !files.is_empty() {
         for (name, ranking) in [("two_stage", two_stage), ("plain", plain)] {
             let ranking: Vec<u32> = ranking.into_iter().map(|index| index as u32).collect();
-            let path = Path::new(table).with_file_name(name);
-            std::fs::write(path, bytemuck::cast_slice(&ranking)).unwrap();
+            std::fs::write(table.with_file_name(name), bytemuck::cast_slice(&ranking)).unwrap();
         }
     }
 }

@@ -6,8 +6,8 @@
 //! alone: not on the processor, the number of threads, or what else is computed
 //! (`docs/interrogator.md`).
 //!
-//! `unsafe` is needed to call code for instructions that were found at run time, to ask for memory
-//! ahead of its use, and for the blocks of the inner loop.
+//! `unsafe` is needed to call code for instructions that were found at run time, and for the blocks
+//! of the inner loop.
 
 mod instructions;
 mod kernel;

@@ -284,9 +284,9 @@ fn with_kernels(builder: SessionBuilder, graph: &Path, options: &EngineOptions) 
     let folder = folder
         .to_str()
         .ok_or_else(|| Error::bad_model(format!("{name}: the folder's name is not UTF-8")))?;
-    let mut builder = (builder.with_config_entry(EXTERNAL_FOLDER, folder))
-        .and_then(|builder| builder.with_operators(domain))
-        .map_err(|error| load_error(error.into()))?;
+    let builder = builder.with_config_entry(EXTERNAL_FOLDER, folder);
+    let builder = builder.map_err(|error| load_error(error.into()))?.with_operators(domain);
+    let mut builder = builder.map_err(|error| load_error(error.into()))?;
     builder.commit_from_memory(&model.encode_to_vec()).map_err(load_error)
 }
 

@@ -163,13 +163,15 @@ pub(super) fn weigh(near: &[u8], far: &[u8], sums: &mut [i16]) {
     }
 }
 
-/// Which bytes of `(pixel, channel)` and of `(part, place)` belong together when three planes of 16
-/// bytes are three parts of 16 pixels: `[part][channel]`, the places in a plane of the bytes of a part;
-/// `[channel][part]`, the other way about. A byte of elsewhere is -1, which a shuffle makes 0.
-const JOIN: [[[i8; 16]; 3]; 3] = orders().0;
-const SPLIT: [[[i8; 16]; 3]; 3] = orders().1;
+/// The bytes that a shuffle takes, of three vectors, for each of three vectors; -1 makes a 0.
+type Orders = [[[i8; 16]; 3]; 3];
 
-const fn orders() -> ([[[i8; 16]; 3]; 3], [[[i8; 16]; 3]; 3]) {
+/// 16 pixels are three parts of 16 bytes, or three planes: the orders that make parts of planes, and
+/// planes of parts.
+const JOIN: Orders = orders().0;
+const SPLIT: Orders = orders().1;
+
+const fn orders() -> (Orders, Orders) {
     let (mut join, mut split) = ([[[-1; 16]; 3]; 3], [[[-1; 16]; 3]; 3]);
     let mut byte = 0;
     while byte < 48 {
@@ -182,7 +184,7 @@ const fn orders() -> ([[[i8; 16]; 3]; 3], [[[i8; 16]; 3]; 3]) {
     (join, split)
 }
 
-/// Byte by byte: the first part of the result has what `orders` says of each of `parts`.
+/// The bytes that `orders` takes of each of `parts`, together.
 #[inline]
 #[target_feature(enable = "avx2")]
 fn gather(parts: [__m128i; 3], orders: [[i8; 16]; 3]) -> __m128i {
@@ -245,17 +247,22 @@ pub(super) fn split_planes(row: &[u8], red: &mut [i16], green: &mut [i16], blue:
     }
 }
 
-/// High and low sums of one channel of a pixel, put together.
+/// High and low sums, put together.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn weighted(old: &[i16], high: &[[i16; 16]], low: &[[i16; 16]]) -> __m256i {
-    let (mut high_sum, mut low_sum) = (_mm256_setzero_si256(), _mm256_setzero_si256());
-    for ((old, high), low) in old.as_chunks::<16>().0.iter().zip(high).zip(low) {
-        let old = load(old);
-        high_sum = _mm256_add_epi32(high_sum, _mm256_madd_epi16(old, load(high)));
-        low_sum = _mm256_add_epi32(low_sum, _mm256_madd_epi16(old, load(low)));
-    }
-    _mm256_add_epi32(_mm256_slli_epi32::<15>(high_sum), low_sum)
+fn whole(sums: [__m256i; 2]) -> __m256i {
+    _mm256_add_epi32(_mm256_slli_epi32::<15>(sums[0]), sums[1])
+}
+
+/// `sums` and the products of 16 old levels with the halves of their factors.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn weigh_more(sums: [__m256i; 2], old: &[i16; 16], high: __m256i, low: __m256i) -> [__m256i; 2] {
+    let old = load(old);
+    [
+        _mm256_add_epi32(sums[0], _mm256_madd_epi16(old, high)),
+        _mm256_add_epi32(sums[1], _mm256_madd_epi16(old, low)),
+    ]
 }
 
 #[target_feature(enable = "avx2")]
@@ -272,11 +279,21 @@ pub(super) fn narrow_row(
     let factors = high.chunks_exact(stride).zip(low.chunks_exact(stride));
     let places = bounds.iter().zip(factors);
     for (new, ((start, _), (high, low))) in row.as_chunks_mut::<3>().0.iter_mut().zip(places) {
-        let (high, low) = (high.as_chunks::<16>().0, low.as_chunks::<16>().0);
         let old = *start..*start + stride;
-        let red = weighted(&red[old.clone()], high, low);
-        let green = weighted(&green[old.clone()], high, low);
-        let blue = weighted(&blue[old], high, low);
+        let old =
+            red[old.clone()].as_chunks::<16>().0.iter().zip(
+                green[old.clone()].as_chunks::<16>().0.iter().zip(blue[old].as_chunks::<16>().0),
+            );
+        let factors = high.as_chunks::<16>().0.iter().zip(low.as_chunks::<16>().0);
+        let zero = [_mm256_setzero_si256(); 2];
+        let (mut red, mut green, mut blue) = (zero, zero, zero);
+        for ((old_red, (old_green, old_blue)), (high, low)) in old.zip(factors) {
+            let (high, low) = (load(high), load(low));
+            red = weigh_more(red, old_red, high, low);
+            green = weigh_more(green, old_green, high, low);
+            blue = weigh_more(blue, old_blue, high, low);
+        }
+        let (red, green, blue) = (whole(red), whole(green), whole(blue));
         let two = _mm256_hadd_epi32(red, green);
         let all = _mm256_hadd_epi32(two, _mm256_hadd_epi32(blue, blue));
         let all = _mm_add_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256::<1>(all));

@@ -53,6 +53,9 @@ pub(super) struct Component {
     plane_blocks: usize,
     /// Of a progressive frame, until its last scan: 64 numbers a block, natural order.
     pub(super) coefficients: Vec<i16>,
+    /// And of each block a bit for every AC coefficient that is not 0, zigzag order: a scan passes
+    /// most blocks without a look at their coefficients.
+    pub(super) present: Vec<u64>,
 }
 
 impl Component {
@@ -98,9 +101,9 @@ impl Component {
         let blocks = coefficients.as_chunks::<64>().0;
         let shown = (unit * self.down..(unit + 1) * self.down).try_for_each(|y| {
             (0..self.row_blocks).try_for_each(|x| {
-                let block = &blocks[y * self.row_blocks + x];
-                let flat = block[1..].iter().all(|value| *value == 0);
-                self.show((x, y), (block, flat), simd)
+                let number = y * self.row_blocks + x;
+                let flat = self.present[number] == 0;
+                self.show((x, y), (&blocks[number], flat), simd)
             })
         });
         self.coefficients = coefficients;
@@ -192,9 +195,10 @@ impl Frame {
         let height = (self.height * down).div_ceil(self.most_down);
         let row_blocks = self.units_across * across;
         let blocks = row_blocks * self.units_down * down;
-        let mut coefficients = Vec::new();
+        let (mut coefficients, mut present) = (Vec::new(), Vec::new());
         if self.progressive {
             grow(&mut coefficients, blocks * 64, "a decoded picture")?;
+            grow(&mut present, blocks, "a decoded picture")?;
         }
         Ok(Component {
             name: entry[0],
@@ -210,6 +214,7 @@ impl Frame {
             plane: Vec::new(),
             plane_blocks: 0,
             coefficients,
+            present,
         })
     }
 

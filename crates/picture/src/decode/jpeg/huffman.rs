@@ -98,15 +98,20 @@ impl Table {
     }
 }
 
+#[cold]
+fn too_long() -> Error {
+    broken("a block of more than 64 numbers")
+}
+
 /// A number of `size` bits as JPEG stores it: the lower half is negative.
 fn extend(bits: u32, size: u32) -> i32 {
     let below = u32::from(size > 0 && bits < 1 << (size - 1));
     bits as i32 - (((1 << size) - 1) * below) as i32
 }
 
-/// The next bits of a segment.
+/// The next bits of a segment: what a loop keeps in registers.
 #[derive(Clone, Copy, Default)]
-struct Reader {
+pub(super) struct Reader {
     /// The first `count` bits, from the top, are still to be read; those that follow are zeros, or
     /// what they will be.
     buffer: u64,
@@ -118,7 +123,7 @@ struct Reader {
 impl Reader {
     /// Makes at least 56 bits available: more than a code and its number. Past the end they are 0.
     #[inline(always)]
-    fn refill(&mut self, segment: &[u8]) {
+    pub(super) fn refill(&mut self, segment: &[u8]) {
         let next = segment.get(self.position..).and_then(|rest| rest.first_chunk::<8>());
         let word = next.map_or(0, |bytes| u64::from_be_bytes(*bytes));
         self.buffer |= word.wrapping_shr(self.count);
@@ -132,18 +137,34 @@ impl Reader {
         self.count = self.count.wrapping_sub(bits);
     }
 
+    /// The next `bits` bits of those available.
     #[inline(always)]
-    fn take(&mut self, bits: u32) -> u32 {
+    pub(super) fn take(&mut self, bits: u32) -> u32 {
         // In two steps, since there may be no bits at all.
         let value = (self.buffer >> 1).wrapping_shr(63_u32.wrapping_sub(bits)) as u32;
         self.skip(bits);
         value
     }
 
-    /// The next symbol and its number; at most 32 bits.
     #[inline(always)]
-    fn entry(&mut self, table: &Table) -> Result<(usize, i32)> {
-        let mut entry = table.fast[(self.buffer >> (64 - FAST_BITS)) as usize];
+    fn peek(self, table: &Table) -> Entry {
+        table.fast[(self.buffer >> (64 - FAST_BITS)) as usize]
+    }
+
+    /// The next bit alone, which need not be available.
+    #[inline(always)]
+    pub(super) fn bit(&mut self, segment: &[u8]) -> bool {
+        if self.count == 0 {
+            self.refill(segment);
+        }
+        self.take(1) == 1
+    }
+
+    /// The next symbol and its number, together at most 32 bits: a coefficient as [`Bits::coefficient`]
+    /// gives it.
+    #[inline(always)]
+    pub(super) fn entry(&mut self, table: &Table) -> Result<(usize, i32)> {
+        let mut entry = self.peek(table);
         if entry.value() == 0 && entry.length() == 0 {
             entry = self.long_entry(table)?;
         }
@@ -229,6 +250,17 @@ impl<'a> Bits<'a> {
         self.reader.take(bits)
     }
 
+    /// The segment and its reader, for a loop that takes many; [`Self::put_back`] the reader then.
+    #[inline]
+    pub(super) fn reader(&self) -> (&[u8], Reader) {
+        (&self.segment, self.reader)
+    }
+
+    #[inline]
+    pub(super) fn put_back(&mut self, reader: Reader) {
+        self.reader = reader;
+    }
+
     /// A symbol that is a size, and the number of that size.
     #[inline]
     pub(super) fn difference(&mut self, table: &Table) -> Result<i32> {
@@ -248,24 +280,35 @@ impl<'a> Bits<'a> {
     pub(super) fn block(&mut self, table: &Table, block: &mut [i16; 64]) -> Result<bool> {
         // In registers all the while.
         let mut reader = self.reader;
-        let mut place = 1;
+        let mut place = 1_usize;
         let mut flat = true;
-        while place < 64 {
+        'block: while place < 64 {
             reader.refill(&self.segment);
-            let (run, value) = reader.entry(table)?;
-            if value == 0 {
-                if run < 15 {
-                    break;
+            // Two short codes with their numbers leave enough for a long one.
+            for _ in 0..3 {
+                let entry = reader.peek(table);
+                let (run, value) = if entry.value() == 0 {
+                    reader.entry(table)?
+                } else {
+                    reader.skip(entry.length());
+                    (entry.run(), entry.value())
+                };
+                if value == 0 {
+                    if run < 15 {
+                        break 'block;
+                    }
+                    place = place.wrapping_add(16);
+                    continue 'block;
                 }
-                place += 16;
-                continue;
+                place = place.wrapping_add(run);
+                let natural = *ZIGZAG.get(place).ok_or_else(too_long)?;
+                block[usize::from(natural & 63)] = value as i16;
+                place = place.wrapping_add(1);
+                flat = false;
+                if entry.value() == 0 || place > 63 {
+                    continue 'block;
+                }
             }
-            place += run;
-            let natural =
-                ZIGZAG.get(place).ok_or_else(|| broken("a block of more than 64 numbers"))?;
-            block[usize::from(*natural & 63)] = value as i16;
-            place += 1;
-            flat = false;
         }
         self.reader = reader;
         Ok(flat)

@@ -2,7 +2,7 @@
 //! (ITU-T T.81, F.2 and G.2; libjpeg's jdhuff.c and jdphuff.c).
 
 use super::frame::{Component, Frame};
-use super::huffman::{Bits, Table};
+use super::huffman::{Bits, Reader, Table};
 use super::{Tables, ZIGZAG, broken};
 use crate::simd::Simd;
 use imprompt_error::Result;
@@ -192,14 +192,15 @@ impl Blocks<'_, '_> {
             let flat = self.sequential(part, &mut block)?;
             return component.show((x, y), (&block, flat), self.simd);
         }
-        let start = (y * component.row_blocks + x) * 64;
-        let block = component.coefficients[start..].first_chunk_mut::<64>();
-        let block = block.ok_or_else(|| broken("a block outside its picture"))?;
+        let number = y * component.row_blocks + x;
+        let outside = || broken("a block outside its picture");
+        let block = component.coefficients[number * 64..].first_chunk_mut().ok_or_else(outside)?;
+        let present = component.present.get_mut(number).ok_or_else(outside)?;
         match (scan.first, scan.high) {
             (0, 0) => block[0] = (self.next_dc(part)? << low) as i16,
             (0, _) => block[0] |= (self.bits.take(1) << low) as i16,
-            (_, 0) => self.band(part.ac, (scan.first, scan.last, low), block)?,
-            _ => self.refine(part.ac, (scan.first, scan.last, low), block)?,
+            (_, 0) => self.band(part.ac, (scan.first, scan.last, low), (block, present))?,
+            _ => self.refine(part.ac, (scan.first, scan.last, low), (block, present))?,
         }
         Ok(())
     }
@@ -223,19 +224,21 @@ impl Blocks<'_, '_> {
         &mut self,
         table: Option<&Table>,
         (first, last, low): (usize, usize, u32),
-        block: &mut [i16; 64],
+        (block, present): (&mut [i16; 64], &mut u64),
     ) -> Result<()> {
         if self.end_run > 0 {
             self.end_run -= 1;
             return Ok(());
         }
         let table = table.ok_or_else(|| broken("a missing Huffman table"))?;
+        let (segment, mut reader) = self.bits.reader();
         let mut place = first;
         while place <= last {
-            let (run, value) = self.bits.coefficient(table)?;
+            reader.refill(segment);
+            let (run, value) = reader.entry(table)?;
             if value == 0 {
                 if run < 15 {
-                    self.end_run = (1 << run) - 1 + self.bits.take(run as u32);
+                    self.end_run = (1 << run) - 1 + reader.take(run as u32);
                     break;
                 }
                 place += 16;
@@ -244,9 +247,11 @@ impl Blocks<'_, '_> {
             place += run;
             let natural =
                 ZIGZAG.get(place).ok_or_else(|| broken("a block of more than 64 numbers"))?;
-            block[usize::from(*natural)] = (value << low) as i16;
+            block[usize::from(*natural & 63)] = (value << low) as i16;
+            *present |= 1 << place;
             place += 1;
         }
+        self.bits.put_back(reader);
         Ok(())
     }
 
@@ -255,58 +260,69 @@ impl Blocks<'_, '_> {
         &mut self,
         table: Option<&Table>,
         (first, last, low): (usize, usize, u32),
-        block: &mut [i16; 64],
+        (block, present): (&mut [i16; 64], &mut u64),
     ) -> Result<()> {
         let table = table.ok_or_else(|| broken("a missing Huffman table"))?;
+        let (segment, mut reader) = self.bits.reader();
         let mut place = first;
         if self.end_run == 0 {
             while place <= last {
-                let (run, value) = self.bits.coefficient(table)?;
+                reader.refill(segment);
+                let (run, value) = reader.entry(table)?;
                 if value == 0 && run < 15 {
-                    self.end_run = (1 << run) + self.bits.take(run as u32);
+                    self.end_run = (1 << run) + reader.take(run as u32);
                     break;
                 }
                 if value.abs() > 1 {
                     return Err(broken("a refinement of more than a bit"));
                 }
-                place = self.skip_zeros((place, last, low), run, block);
+                let band = (place, last, low);
+                place = skip_zeros((segment, &mut reader), band, run, (block, *present));
                 if value != 0 {
                     let natural = *ZIGZAG
                         .get(place)
                         .filter(|_| place <= last)
                         .ok_or_else(|| broken("a block of more than 64 numbers"))?;
-                    block[usize::from(natural)] = (value << low) as i16;
+                    block[usize::from(natural & 63)] = (value << low) as i16;
+                    *present |= 1 << place;
                 }
                 place += 1;
             }
         }
         if self.end_run > 0 {
-            self.skip_zeros((place, last, low), 64, block);
+            skip_zeros((segment, &mut reader), (place, last, low), 64, (block, *present));
             self.end_run -= 1;
         }
+        self.bits.put_back(reader);
         Ok(())
     }
+}
 
-    /// Passes `zeros` coefficients that are still 0, and refines all others on the way; gives
-    /// the place of the zero after them, or one behind `last`.
-    fn skip_zeros(
-        &mut self,
-        (mut place, last, low): (usize, usize, u32),
-        mut zeros: usize,
-        block: &mut [i16; 64],
-    ) -> usize {
-        while place <= last {
-            let value = &mut block[usize::from(ZIGZAG[place])];
-            if *value == 0 {
-                if zeros == 0 {
-                    break;
-                }
-                zeros -= 1;
-            } else if self.bits.take(1) == 1 && *value & (1 << low) == 0 {
-                *value += if *value > 0 { 1 << low } else { -(1 << low) };
-            }
-            place += 1;
+/// Passes `zeros` coefficients that are still 0, and refines all others on the way; gives
+/// the place of the zero after them, or one behind `last`.
+#[inline]
+fn skip_zeros(
+    (segment, reader): (&[u8], &mut Reader),
+    (mut place, last, low): (usize, usize, u32),
+    mut zeros: usize,
+    (block, present): (&mut [i16; 64], u64),
+) -> usize {
+    while place <= last {
+        // Zeros up to the next known coefficient.
+        let gap = ((present >> place).trailing_zeros() as usize).min(last + 1 - place);
+        if gap > zeros {
+            return place + zeros;
         }
-        place
+        zeros -= gap;
+        place += gap;
+        if place > last {
+            break;
+        }
+        let value = &mut block[usize::from(ZIGZAG[place] & 63)];
+        if reader.bit(segment) && *value & (1 << low) == 0 {
+            *value = value.wrapping_add(if *value > 0 { 1 << low } else { -(1 << low) });
+        }
+        place += 1;
     }
+    place
 }
