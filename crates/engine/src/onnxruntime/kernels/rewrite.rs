@@ -357,3 +357,157 @@ fn drop_unused(graph: &mut onnx::Graph) {
         graph.initializer.retain(|_| initializers.next().unwrap_or(true));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FILE: &str = "model.safetensors";
+
+    fn node(operator: &str, inputs: &[&str], output: &str) -> onnx::Node {
+        let attribute = match operator {
+            "Gemm" => vec![integer("transB", 1)],
+            _ => Vec::new(),
+        };
+        onnx::Node {
+            input: inputs.iter().map(|name| (*name).to_owned()).collect(),
+            output: vec![output.to_owned()],
+            op_type: Some(operator.to_owned()),
+            attribute,
+            ..onnx::Node::default()
+        }
+    }
+
+    fn constant(name: &str, value: f32) -> onnx::Tensor {
+        onnx::Tensor {
+            data_type: Some(onnx::FLOAT),
+            name: Some(name.to_owned()),
+            raw_data: Some(value.to_le_bytes().to_vec()),
+            ..onnx::Tensor::default()
+        }
+    }
+
+    /// `[2, 3]`, at the start of the file.
+    fn stored(name: &str, length: usize) -> onnx::Tensor {
+        let entry = |key: &str, value: String| onnx::StringEntry {
+            key: Some(key.to_owned()),
+            value: Some(value),
+        };
+        onnx::Tensor {
+            dims: vec![2, 3],
+            data_type: Some(onnx::FLOAT),
+            name: Some(name.to_owned()),
+            external_data: vec![
+                entry("location", FILE.to_owned()),
+                entry("offset", "0".to_owned()),
+                entry("length", length.to_string()),
+            ],
+            data_location: Some(onnx::EXTERNAL),
+            ..onnx::Tensor::default()
+        }
+    }
+
+    /// The operators and inputs of `nodes` after the rewriting, and how many weights there are.
+    fn rewritten(
+        nodes: Vec<onnx::Node>,
+        tensors: Vec<onnx::Tensor>,
+        output: &str,
+    ) -> Result<(Vec<(String, Vec<String>)>, usize, onnx::Model)> {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join(FILE), [0u8; 24]).unwrap();
+        let graph = onnx::Graph {
+            node: nodes,
+            initializer: tensors,
+            output: vec![onnx::ValueInfo { name: Some(output.to_owned()), r#type: None }],
+            ..onnx::Graph::default()
+        };
+        let mut model = onnx::Model { graph: Some(graph), ..onnx::Model::default() };
+        let weights = rewrite(&mut model, folder.path())?.len();
+        let nodes = model.graph.as_ref().unwrap().node.iter();
+        let listed = nodes.map(|n| (n.op_type.clone().unwrap(), n.input.clone())).collect();
+        Ok((listed, weights, model))
+    }
+
+    #[test]
+    fn a_layer_takes_its_activation_and_its_residual() {
+        let nodes = vec![
+            node("Gemm", &["x", "w", "b"], "product"),
+            node("Mul", &["product", "factor"], "scaled"),
+            node("Sigmoid", &["scaled"], "gate"),
+            node("Mul", &["product", "gate"], "activated"),
+            node("Add", &["x", "activated"], "y"),
+        ];
+        let tensors = vec![stored("w", 24), constant("factor", 1.702), constant("b", 0.0)];
+        let (nodes, weights, model) = rewritten(nodes, tensors, "y").unwrap();
+        assert_eq!(nodes, [("Linear".to_owned(), ["x", "b", "x"].map(str::to_owned).to_vec())]);
+        assert_eq!(weights, 1);
+        let graph = model.graph.unwrap();
+        let activation = activation_number(Some(Activation::QuickGelu));
+        assert_eq!(graph.node[0].attribute[1].i, Some(activation));
+        assert_eq!(graph.node[0].output, ["y"]);
+        // The weight and the factor have left.
+        assert_eq!(graph.initializer.len(), 1);
+        assert_eq!(model.opset_import.last().unwrap().domain.as_deref(), Some(DOMAIN));
+    }
+
+    #[test]
+    fn what_is_read_elsewhere_or_is_broadcast_stays() {
+        // The product is an output; the sum has a constant; another factor is no QuickGELU.
+        let gemm = || node("Gemm", &["x", "w"], "product");
+        let tensors = || vec![stored("w", 24), constant("factor", 1.7)];
+        let relu = vec![gemm(), node("Relu", &["product"], "y")];
+        let (nodes, ..) = rewritten(relu, tensors(), "product").unwrap();
+        assert_eq!(nodes[0].0, "Linear");
+        let sum = vec![gemm(), node("Add", &["product", "factor"], "y")];
+        let (nodes, ..) = rewritten(sum, tensors(), "y").unwrap();
+        assert_eq!(
+            nodes.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(),
+            ["Linear", "Add"]
+        );
+        let other = vec![
+            gemm(),
+            node("Mul", &["product", "factor"], "scaled"),
+            node("Sigmoid", &["scaled"], "gate"),
+            node("Mul", &["product", "gate"], "y"),
+        ];
+        let (nodes, ..) = rewritten(other, tensors(), "y").unwrap();
+        assert_eq!(nodes.len(), 4);
+    }
+
+    #[test]
+    fn two_layers_that_are_added_are_added_once() {
+        let nodes = vec![
+            node("Gemm", &["x", "w"], "a"),
+            node("Gemm", &["x", "w"], "b"),
+            node("Add", &["a", "b"], "y"),
+        ];
+        let (nodes, weights, _) = rewritten(nodes, vec![stored("w", 24)], "y").unwrap();
+        let names = |index: usize| nodes[index].1.iter().map(String::as_str).collect::<Vec<_>>();
+        assert_eq!((nodes.len(), weights), (2, 2));
+        assert_eq!((names(0), names(1)), (vec!["x", "", ""], vec!["x", "", "b"]));
+    }
+
+    #[test]
+    fn a_group_is_its_operator() {
+        let fused = Fused {
+            operator: "PrefixAttention".to_owned(),
+            inputs: vec!["q".to_owned(), "k".to_owned()],
+            output: "y".to_owned(),
+            attributes: vec![("heads".to_owned(), 2)],
+        };
+        let mut first = node("MatMul", &["q", "k"], "scores");
+        first.doc_string = Some(fused.to_string());
+        let mut last = node("Softmax", &["scores"], "y");
+        last.doc_string = Some(GOES_ON.to_owned());
+        let (nodes, ..) = rewritten(vec![first, last], Vec::new(), "y").unwrap();
+        assert_eq!(nodes, [("PrefixAttention".to_owned(), vec!["q".to_owned(), "k".to_owned()])]);
+    }
+
+    #[test]
+    fn a_weight_behind_the_files_end_is_an_error() {
+        let nodes = vec![node("Gemm", &["x", "w"], "y")];
+        let error = rewritten(nodes, vec![stored("w", 28)], "y").unwrap_err();
+        assert!(error.message().contains(FILE), "{error}");
+        assert!(error.message().contains("28 bytes"), "{error}");
+    }
+}
