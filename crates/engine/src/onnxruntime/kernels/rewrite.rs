@@ -407,12 +407,15 @@ mod tests {
         }
     }
 
-    /// The operators and inputs of `nodes` after the rewriting, and how many weights there are.
+    /// Operators and inputs of the nodes, how many weights there are, and the model.
+    type Rewritten = (Vec<(String, Vec<String>)>, usize, onnx::Model);
+
+    /// What the rewriting makes of `nodes`.
     fn rewritten(
         nodes: Vec<onnx::Node>,
         tensors: Vec<onnx::Tensor>,
         output: &str,
-    ) -> Result<(Vec<(String, Vec<String>)>, usize, onnx::Model)> {
+    ) -> Result<Rewritten> {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join(FILE), [0u8; 24]).unwrap();
         let graph = onnx::Graph {
