@@ -74,37 +74,64 @@ struct Block {
 }
 
 impl Block {
-    /// `[R][M]` products.
+    /// `[R][M]` products, each in `U` sums: one alone would wait for itself.
     ///
     /// # Safety
     /// `weights` has `R` rows of `inputs`, `rows` has `M`.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-    unsafe fn products<S: Stored, const R: usize, const M: usize>(self) -> [[f32; M]; R] {
-        let mut sums = [[_mm512_setzero_ps(); M]; R];
-        let stride = self.inputs * S::BYTES;
-        let mut at = 0;
-        while at < self.inputs {
-            let mask = first(self.inputs - at);
-            let mut given = [_mm512_setzero_ps(); M];
-            for (row, given) in given.iter_mut().enumerate() {
-                // SAFETY: row `row` of `M`, its lanes inside.
-                *given =
-                    unsafe { _mm512_maskz_loadu_ps(mask, self.rows.add(row * self.inputs + at)) };
+    unsafe fn products<S: Stored, const R: usize, const M: usize, const U: usize>(
+        self,
+    ) -> [[f32; M]; R] {
+        let mut sums = [[[_mm512_setzero_ps(); U]; M]; R];
+        let whole = self.inputs / (U * LANES) * (U * LANES);
+        for at in (0..whole).step_by(U * LANES) {
+            for part in 0..U {
+                // SAFETY: what the caller promises; the lanes are inside of the rows.
+                unsafe { self.step::<S, R, M, U>(&mut sums, at + part * LANES, part, !0) };
             }
-            for (row, sums) in sums.iter_mut().enumerate() {
-                // SAFETY: row `row` of `R`, its lanes inside. A prefetch reads nothing.
-                let weight = unsafe {
-                    let start = self.weights.add(row * stride + at * S::BYTES);
-                    _mm_prefetch::<_MM_HINT_T0>(start.wrapping_add(AHEAD).cast());
-                    S::load(start, mask)
-                };
-                for (sum, given) in sums.iter_mut().zip(given) {
-                    *sum = _mm512_fmadd_ps(weight, given, *sum);
-                }
-            }
-            at += LANES;
         }
-        sums.map(|sums| sums.map(|sum| _mm512_reduce_add_ps(sum)))
+        for at in (whole..self.inputs).step_by(LANES) {
+            // SAFETY: as above, and the mask ends where the rows do.
+            unsafe { self.step::<S, R, M, U>(&mut sums, at, 0, first(self.inputs - at)) };
+        }
+        sums.map(|sums| {
+            sums.map(|parts| {
+                let sum = parts.into_iter().reduce(|a, b| _mm512_add_ps(a, b));
+                _mm512_reduce_add_ps(sum.unwrap_or(_mm512_setzero_ps()))
+            })
+        })
+    }
+
+    /// The lanes of `mask` from input `at` on.
+    ///
+    /// # Safety
+    /// As [`Block::products`]; the lanes are inside of the rows.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    unsafe fn step<S: Stored, const R: usize, const M: usize, const U: usize>(
+        self,
+        sums: &mut [[[__m512; U]; M]; R],
+        at: usize,
+        part: usize,
+        mask: __mmask16,
+    ) {
+        let mut given = [_mm512_setzero_ps(); M];
+        for (row, given) in given.iter_mut().enumerate() {
+            let start = self.rows.wrapping_add(row * self.inputs + at);
+            // SAFETY: row `row` of `M`, what the caller promises.
+            *given = unsafe { _mm512_maskz_loadu_ps(mask, start) };
+        }
+        for (row, sums) in sums.iter_mut().enumerate() {
+            // SAFETY: row `row` of `R`, what the caller promises. A prefetch reads nothing.
+            let weight = unsafe {
+                let start = self.weights.wrapping_add((row * self.inputs + at) * S::BYTES);
+                _mm_prefetch::<_MM_HINT_T0>(start.wrapping_add(AHEAD).cast());
+                S::load(start, mask)
+            };
+            for (sum, given) in sums.iter_mut().zip(given) {
+                sum[part] = _mm512_fmadd_ps(weight, given, sum[part]);
+            }
+        }
     }
 }
 
@@ -129,15 +156,15 @@ impl Few<'_> {
         for row in (0..count).step_by(group) {
             let here = group.min(count - row);
             macro_rules! sizes {
-                ($($m:literal => $r:literal),+) => {
+                ($($m:literal => $r:literal, $u:literal);+) => {
                     match here {
                         // SAFETY: what the caller promises.
-                        $($m => unsafe { self.group::<S, $r, $m>(row, &columns) },)+
+                        $($m => unsafe { self.group::<S, $r, $m, $u>(row, &columns) },)+
                         _ => unreachable!("groups have one to eight rows"),
                     }
                 };
             }
-            sizes!(1 => 8, 2 => 8, 3 => 6, 4 => 6, 5 => 4, 6 => 4, 7 => 3, 8 => 3);
+            sizes!(1 => 4, 2; 2 => 4, 2; 3 => 4, 1; 4 => 4, 1; 5 => 4, 1; 6 => 4, 1; 7 => 3, 1; 8 => 3, 1);
         }
         for row in 0..count {
             // SAFETY: what the caller promises.
@@ -151,7 +178,7 @@ impl Few<'_> {
     /// # Safety
     /// As [`Few::run`].
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-    unsafe fn group<S: Stored, const R: usize, const M: usize>(
+    unsafe fn group<S: Stored, const R: usize, const M: usize, const U: usize>(
         &self,
         row: usize,
         columns: &Range<usize>,
@@ -165,7 +192,7 @@ impl Few<'_> {
         let mut column = columns.start;
         while column + R <= columns.end {
             // SAFETY: there are `R` weight rows from `column` on and `M` rows from `row` on.
-            let products = unsafe { block(column).products::<S, R, M>() };
+            let products = unsafe { block(column).products::<S, R, M, U>() };
             for index in 0..M {
                 // SAFETY: what the caller promises.
                 let out = unsafe { self.out.part(row + index, column..column + R) };
@@ -175,7 +202,7 @@ impl Few<'_> {
         }
         for column in column..columns.end {
             // SAFETY: as above, with one weight row.
-            let [product] = unsafe { block(column).products::<S, 1, M>() };
+            let [product] = unsafe { block(column).products::<S, 1, M, U>() };
             for (index, product) in product.into_iter().enumerate() {
                 // SAFETY: what the caller promises.
                 unsafe { self.out.part(row + index, column..column + 1)[0] = product };
