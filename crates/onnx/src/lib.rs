@@ -1,6 +1,7 @@
 //! The messages of `onnx.proto` that imprompt's graphs have, field numbers as in
 //! <https://github.com/onnx/onnx/blob/main/onnx/onnx.proto>.
 #![allow(missing_docs)]
+#![forbid(unsafe_code)]
 
 pub mod fused;
 

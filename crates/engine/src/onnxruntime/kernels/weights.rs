@@ -1,14 +1,11 @@
 //! Weights where they lie: in files that all sessions of the process map once.
 
-use std::collections::HashMap;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::Arc;
 
-use imprompt_error::{Error, Result};
+use imprompt_error::{Error, Kind, Result};
 use imprompt_kernel::{Weight, Weights};
-use imprompt_mapping::map_file;
-use memmap2::Mmap;
+use imprompt_mapping::{Mmap, map_shared};
 
 /// A piece of a file.
 #[derive(Clone, Debug)]
@@ -24,7 +21,10 @@ impl Piece {
     /// # Errors
     /// `BadModel` naming the file when it is missing or ends before.
     pub(super) fn open(path: &Path, offset: usize, length: usize) -> Result<Self> {
-        let file = mapped(path)?;
+        let file = map_shared(path).map_err(|error| match error.kind() {
+            Kind::NotFound => Error::bad_model(error.message()),
+            _ => error,
+        })?;
         match offset.checked_add(length) {
             Some(end) if end <= file.len() => Ok(Piece { file, offset, length }),
             _ => Err(Error::bad_model(format!(
@@ -74,28 +74,4 @@ impl StoredWeight {
         };
         Weight { weights, outputs: self.outputs, inputs: self.inputs }
     }
-}
-
-/// Device and inode: the same file under whatever name.
-type Identity = (u64, u64);
-
-static MAPPED: Mutex<Option<HashMap<Identity, Weak<Mmap>>>> = Mutex::new(None);
-
-/// The mapping of a file, shared by all who have it open: stages and instances hold the
-/// same weights under names of their own.
-fn mapped(path: &Path) -> Result<Arc<Mmap>> {
-    let failed = |error: std::io::Error| Error::bad_model(format!("{}: {error}", path.display()));
-    let metadata = std::fs::metadata(path).map_err(failed)?;
-    let identity = (metadata.dev(), metadata.ino());
-    let mut mapped = MAPPED.lock().unwrap_or_else(PoisonError::into_inner);
-    let mapped = mapped.get_or_insert_default();
-    if let Some(file) = mapped.get(&identity).and_then(Weak::upgrade)
-        && file.len() as u64 == metadata.len()
-    {
-        return Ok(file);
-    }
-    mapped.retain(|_, file| file.strong_count() > 0);
-    let file = map_file(path)?;
-    mapped.insert(identity, Arc::downgrade(&file));
-    Ok(file)
 }
