@@ -1,6 +1,7 @@
 """The sections of scripts/bench-peers but `serving`."""
 import json
 import os
+import shutil
 import struct
 
 import bench as common
@@ -277,6 +278,9 @@ def caption(bench):
                 whole = {side: [s for answer in answers for s in answer["seconds"]] if side in ("stock", "tuned")
                          else [answer["latency_ms"]["p50"] / 1e3 for answer in answers] for side, answers in found.items()}
                 bench.row(f"a whole caption of 20 tokens, {shown(name)}", "s", whole, "lower", "", "" if is_blip2 else goals[2])
+        for precision, at in repositories.items():  # gigabytes that the next build makes in seconds
+            if precision != "f32":
+                shutil.rmtree(at)
 
 
 def best(bench):
