@@ -5,6 +5,7 @@ import json
 import shlex
 import sys
 import time
+import traceback
 import warnings
 from pathlib import Path
 
@@ -52,7 +53,9 @@ def main():
         print(f"\n{name}: {SECTIONS[name].__doc__}", flush=True)
         try:
             SECTIONS[name](one)
-        except common.Failed as error:
+        except Exception as error:  # what the section has measured so far is kept
+            if not isinstance(error, common.Failed):
+                traceback.print_exc()
             print(f"error: {name}: {error}", file=sys.stderr, flush=True)
             failed.append(name)
         finally:
