@@ -1,7 +1,7 @@
 //! Attention of many short sequences behind one shared prefix.
 
-use crate::Parallel;
 use crate::linear::Out;
+use crate::{Parallel, Serial};
 
 /// What sequences behind a prefix attend to: the prefix's keys and values, which are there once,
 /// and their own.
@@ -34,6 +34,8 @@ pub enum Queries<'a> {
 
 /// Sequences of a part of the work.
 const SEQUENCES: usize = 24;
+/// Products below which other threads are not woken.
+const FEW_PRODUCTS: usize = 1 << 18;
 
 impl PrefixAttention<'_> {
     /// What the queries see, in their shape: softmax of `query . key / sqrt(head_dim)`, in order
@@ -66,6 +68,9 @@ impl PrefixAttention<'_> {
             (wanted * width, wanted * width),
             "queries and results"
         );
+        let seen = self.prefix_keys.len() / width + self.length;
+        let is_small = wanted * seen * width <= FEW_PRODUCTS;
+        let parallel = if is_small { &Serial } else { parallel };
         let out = Out { start: out.as_mut_ptr(), outputs: width, rows: wanted };
         let groups = sequences.div_ceil(SEQUENCES);
         // Heads are parts of their own, so that one long sequence is shared out too.

@@ -67,6 +67,14 @@ impl Weight<'_> {
         }
     }
 
+    /// Bytes of the values.
+    fn bytes(&self) -> usize {
+        match self.weights {
+            Weights::F32(bytes) | Weights::F16(bytes) | Weights::Bf16(bytes) => bytes.len(),
+            Weights::Int8 { values, .. } | Weights::Int4 { values, .. } => values.len(),
+        }
+    }
+
     /// Row `output` of the matrix as float32.
     fn row(&self, output: usize, row: &mut [f32]) {
         let inputs = self.inputs;
@@ -134,6 +142,10 @@ pub struct Linear<'a> {
     pub finish: Finish<'a>,
 }
 
+/// Products, and bytes of weights, below which a layer is not worth waking other threads: some tens
+/// of microseconds of one.
+const FEW_PRODUCTS: usize = 1 << 20;
+const FEW_BYTES: usize = 256 << 10;
 /// Rows above which laying them and the weights out anew, panel by panel, pays.
 const FEW_ROWS: usize = 40;
 /// Bytes of rows that are worked on at once, so that they stay in the cache. The more of them,
@@ -159,6 +171,8 @@ impl Linear<'_> {
         if count == 0 || outputs == 0 {
             return;
         }
+        let is_small = count * inputs * outputs <= FEW_PRODUCTS && self.weight.bytes() <= FEW_BYTES;
+        let parallel = if is_small { &Serial } else { parallel };
         let out = Out { start: out.as_mut_ptr(), outputs, rows: count };
         #[cfg(target_arch = "x86_64")]
         if crate::is_supported() {

@@ -185,6 +185,18 @@ fn more_rows_than_are_done_at_once() {
     }
 }
 
+/// Small layers stay on the caller's thread; these are shared out.
+#[test]
+fn layers_that_are_worth_several_threads() {
+    for form in FORMS {
+        for (rows, inputs, outputs) in
+            [(1, 640, 1700), (5, 640, 900), (90, 320, 150), (60, 1030, 70)]
+        {
+            check(form, rows, inputs, outputs, 3);
+        }
+    }
+}
+
 #[test]
 fn rows_do_not_depend_on_their_neighbours_in_few_bits() {
     let matrix = Matrix::new(Form::Int8, 96, 300);
