@@ -131,6 +131,7 @@ mod tests {
     #[test]
     fn exponentials_are_right_to_the_last_place() {
         if !crate::is_supported() {
+            eprintln!("skipped: this processor has no AVX-512");
             return;
         }
         let points = points();
@@ -150,6 +151,7 @@ mod tests {
     #[test]
     fn error_functions_are_right() {
         if !crate::is_supported() {
+            eprintln!("skipped: this processor has no AVX-512");
             return;
         }
         // DLMF 7.2; the values from mpmath.
@@ -176,6 +178,7 @@ mod tests {
     #[test]
     fn a_square_is_transposed() {
         if !crate::is_supported() {
+            eprintln!("skipped: this processor has no AVX-512");
             return;
         }
         #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]

@@ -52,6 +52,15 @@ enum Form {
 
 const FORMS: [Form; 5] = [Form::F32, Form::F16, Form::Bf16, Form::Int8, Form::Int4];
 
+/// Whether this processor multiplies rounded weights with rounded rows.
+fn rounds_rows() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    let has_dots = std::arch::is_x86_feature_detected!("avx512vnni");
+    #[cfg(not(target_arch = "x86_64"))]
+    let has_dots = false;
+    imprompt_kernel::is_supported() && has_dots
+}
+
 /// Stored weights and what they stand for.
 struct Matrix {
     form: Form,
@@ -114,8 +123,8 @@ impl Matrix {
     /// The rows as the kernels see them: rounded to 8 bits a block where the weights are.
     fn seen(&self, rows: &[f32]) -> Vec<f64> {
         let block = match self.form {
-            Form::Int8 => 256,
-            Form::Int4 => 128,
+            Form::Int8 if rounds_rows() => 256,
+            Form::Int4 if rounds_rows() => 128,
             _ => return rows.iter().map(|&x| f64::from(x)).collect(),
         };
         let rounded = |part: &[f32]| {
