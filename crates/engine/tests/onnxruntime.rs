@@ -307,3 +307,17 @@ fn every_option_loads() {
     let outputs = engine.run(&[("x", view.into())], &["y"]).unwrap();
     assert_eq!(outputs[0].as_slice::<f32>().unwrap(), linear(&x));
 }
+
+/// The kernels' domain is added to a list of the process with the first session.
+#[test]
+fn sessions_open_at_the_same_time() {
+    let folder = model_folder();
+    let path = write_linear(folder.path());
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                (0..20).for_each(|_| drop(runtime().open(&path, &one_thread()).unwrap()))
+            });
+        }
+    });
+}

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::ffi::{CString, c_char};
 use std::ops::Range;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use imprompt_error::{Error, Result};
 use ort::AsPointer;
@@ -287,8 +288,14 @@ fn with_kernels(builder: SessionBuilder, graph: &Path, options: &EngineOptions) 
     let builder = builder.with_config_entry(EXTERNAL_FOLDER, folder);
     let builder = builder.map_err(|error| load_error(error.into()))?.with_operators(domain);
     let mut builder = builder.map_err(|error| load_error(error.into()))?;
-    builder.commit_from_memory(&model.encode_to_vec()).map_err(load_error)
+    let bytes = model.encode_to_vec();
+    let _one_at_a_time = OPENING.lock().unwrap_or_else(PoisonError::into_inner);
+    builder.commit_from_memory(&bytes).map_err(load_error)
 }
+
+/// The library looks up a domain and adds it to a list of the process in two steps: sessions that
+/// open at the same time would both add it, and the second would fail.
+static OPENING: Mutex<()> = Mutex::new(());
 
 /// Where the external data of a graph without a file is.
 const EXTERNAL_FOLDER: &str = "session.model_external_initializers_file_folder_path";
