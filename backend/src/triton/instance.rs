@@ -1,7 +1,10 @@
 //! An instance: one worker that executes one batch at a time.
 
+use std::collections::VecDeque;
 use std::ptr;
 use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use imprompt_error::{Cancellation, Result};
 use imprompt_host::Worker;
@@ -220,27 +223,28 @@ fn report_batch(instance: *mut TRITONBACKEND_ModelInstance, batch_size: u64, tim
     }
 }
 
+/// How long the last response of a cancelled stream waits. In Triton before 2.57 a client that
+/// leaves a gRPC stream brings the server down, or hangs it, if that response comes before the
+/// notice that the piece under way was not written: the stream's state is then released twice
+/// (triton-inference-server/server, pull requests 7840 and 8078).
+const LEAVING: Duration = Duration::from_millis(50);
+
 /// Sends the responses of a decoupled stage.
 struct Sending<'a> {
     requests: &'a [&'a Request],
     /// The moments that are known so far.
     times: Times,
     model: &'a ModelState,
+    /// Cancelled requests, in the order of the moments at which they end.
+    leaving: VecDeque<(Instant, &'a Request, Answer)>,
 }
 
 impl<'a> Sending<'a> {
     fn new(requests: &'a [&'a Request], times: Times, model: &'a ModelState) -> Self {
-        Sending { requests, times, model }
-    }
-}
-
-impl stage::Sink for Sending<'_> {
-    fn send(&mut self, request: usize, response: stage::Response) -> Result<()> {
-        self.requests[request].send(&response)
+        Sending { requests, times, model, leaving: VecDeque::new() }
     }
 
-    fn end(&mut self, request: usize, outcome: Answer) {
-        let request = self.requests[request];
+    fn answer(&self, request: &Request, outcome: Answer) {
         let mut times = Times { compute_end: now(), ..self.times };
         let response = outcome.and_then(|tensors| Response::of(request, &tensors));
         if let (Err(error), Some(metrics)) = (&response, &self.model.metrics) {
@@ -248,5 +252,44 @@ impl stage::Sink for Sending<'_> {
         }
         times.exec_end = now();
         request.answer(response, &times);
+    }
+
+    /// Ends those whose moment has come.
+    fn part(&mut self) {
+        while self.leaving.front().is_some_and(|(due, ..)| *due <= Instant::now()) {
+            self.part_with_first();
+        }
+    }
+
+    fn part_with_first(&mut self) {
+        if let Some((due, request, outcome)) = self.leaving.pop_front() {
+            thread::sleep(due.saturating_duration_since(Instant::now()));
+            self.answer(request, outcome);
+        }
+    }
+}
+
+impl stage::Sink for Sending<'_> {
+    fn send(&mut self, request: usize, response: stage::Response) -> Result<()> {
+        self.part();
+        self.requests[request].send(&response)
+    }
+
+    fn end(&mut self, request: usize, outcome: Answer) {
+        self.part();
+        let request = self.requests[request];
+        if request.is_cancelled() {
+            self.leaving.push_back((Instant::now() + LEAVING, request, outcome));
+        } else {
+            self.answer(request, outcome);
+        }
+    }
+}
+
+impl Drop for Sending<'_> {
+    fn drop(&mut self) {
+        while !self.leaving.is_empty() {
+            self.part_with_first();
+        }
     }
 }
