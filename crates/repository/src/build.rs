@@ -10,10 +10,11 @@ use imprompt_graph::clip::{IMAGE_GRAPH, TEXT_GRAPH};
 use imprompt_graph::family::Role;
 use imprompt_graph::{CaptionGraphs, ClipFamily, ClipGraphs, caption_graphs, clip_graphs};
 use imprompt_stage::caption_stream::CaptionStreamFile;
+use imprompt_stage::caption_vision::CaptionVisionFile;
 use imprompt_stage::captioner::CaptionerFile;
 use imprompt_stage::clip_image::ClipImageFile;
 use imprompt_stage::clip_text::ClipTextFile;
-use imprompt_stage::ensemble::{ENSEMBLES, Ensemble};
+use imprompt_stage::ensemble::Ensemble;
 use imprompt_stage::preprocess::PreprocessFile;
 use imprompt_stage::ranker::RankerFile;
 use imprompt_stage::tagger::TaggerFile;
@@ -42,12 +43,32 @@ pub struct BuildRequest {
     pub out: PathBuf,
     /// Copies the weights even where hard links would do.
     pub copy: bool,
+    /// Puts the captioner into two stages, `caption_vision` and `caption_decoder`.
+    pub split_captioner: bool,
     /// In how many bits the weights of linear layers are kept.
     pub precision: Precision,
     /// Threads of each stage instance; 0: one a core.
     pub threads: usize,
     /// The ONNX Runtime library that computes label embeddings; `None`: looked for.
     pub onnxruntime: Option<PathBuf>,
+}
+
+impl BuildRequest {
+    /// A repository at `out` of no model yet, as the command builds one without flags.
+    #[must_use]
+    pub fn new(out: &Path) -> Self {
+        BuildRequest {
+            clip: None,
+            captioner: None,
+            vocabularies: Vec::new(),
+            out: out.to_owned(),
+            copy: false,
+            split_captioner: false,
+            precision: Precision::default(),
+            threads: 0,
+            onnxruntime: None,
+        }
+    }
 }
 
 /// Fails where `out` exists and is not a repository: a build replaces what it wrote, nothing else.
@@ -169,6 +190,7 @@ impl Build<'_> {
             model.write_preprocessor(&folder.join(CAPTION_PREPROCESSOR), [size, size])?;
             preprocess.caption_preprocessor = Some(CAPTION_PREPROCESSOR.to_owned());
             sizes.caption_pixels = Some([size, size]);
+            sizes.picture_embeds = Some(graphs.facts.encoded_shape());
             manifest.captioner = Some(model.source()?);
             self.captioner(model, graphs, &mut placer)?;
         }
@@ -249,19 +271,28 @@ impl Build<'_> {
         placer: &mut Placer<'_>,
     ) -> Result<()> {
         self.progress.say(&format!("writing the graphs of {}", model.name()));
-        let folder = self.stage(StageKind::Captioner)?;
-        for (name, one) in &graphs.files {
-            self.graph(&folder, (name, one), self.request.precision.captioner, model, placer)?;
+        if self.request.split_captioner {
+            let vision = |name: &str| graphs.facts.is_encoder(name);
+            let folder = self.stage(StageKind::CaptionVision)?;
+            self.caption_graphs(&folder, model, graphs, &vision, placer)?;
+            let file = CaptionVisionFile { facts: graphs.facts.clone() };
+            write_stage(&folder, &StageFile::CaptionVision(file))?;
+            let folder = self.stage(StageKind::CaptionDecoder)?;
+            self.caption_graphs(&folder, model, graphs, &|name| !vision(name), placer)?;
+            model.copy_caption_tokenizers(&folder, graphs.facts.qformer_text.is_some())?;
+            let file = CaptionerFile { facts: graphs.facts.clone() };
+            write_stage(&folder, &StageFile::CaptionDecoder(file))?;
+        } else {
+            let folder = self.stage(StageKind::Captioner)?;
+            self.caption_graphs(&folder, model, graphs, &|_| true, placer)?;
+            model.copy_caption_tokenizers(&folder, graphs.facts.qformer_text.is_some())?;
+            let file = CaptionerFile { facts: graphs.facts.clone() };
+            write_stage(&folder, &StageFile::Captioner(file))?;
         }
-        model.copy_caption_tokenizers(&folder, graphs.facts.qformer_text.is_some())?;
-        let file = CaptionerFile { facts: graphs.facts.clone() };
-        write_stage(&folder, &StageFile::Captioner(file))?;
 
         // The same files once more: links, but where weights are copied.
         let folder = self.stage(StageKind::CaptionStream)?;
-        for (name, one) in &graphs.files {
-            self.graph(&folder, (name, one), self.request.precision.captioner, model, placer)?;
-        }
+        self.caption_graphs(&folder, model, graphs, &|_| true, placer)?;
         model.copy_caption_tokenizers(&folder, graphs.facts.qformer_text.is_some())?;
         let size = graphs.facts.image_size;
         model.write_preprocessor(&folder.join(CAPTION_PREPROCESSOR), [size, size])?;
@@ -270,6 +301,21 @@ impl Build<'_> {
             caption_preprocessor: CAPTION_PREPROCESSOR.to_owned(),
         };
         write_stage(&folder, &StageFile::CaptionStream(file))
+    }
+
+    /// Those graphs of a captioner whose file names are `wanted`.
+    fn caption_graphs(
+        &self,
+        folder: &Path,
+        model: &ModelFolder,
+        graphs: &CaptionGraphs,
+        wanted: &dyn Fn(&str) -> bool,
+        placer: &mut Placer<'_>,
+    ) -> Result<()> {
+        for (name, one) in graphs.files.iter().filter(|(name, _)| wanted(name)) {
+            self.graph(folder, (name, one), self.request.precision.captioner, model, placer)?;
+        }
+        Ok(())
     }
 
     /// Writes a graph and puts the weights it refers to beside it.
@@ -309,8 +355,7 @@ impl Build<'_> {
             files::write(&self.root.join(kind.name()).join(CONFIG), text.as_bytes())?;
             manifest.stages.push(kind.name().to_owned());
         }
-        let possible = |ensemble: &&Ensemble| ensemble.steps.iter().all(|step| is_made(step.stage));
-        for ensemble in ENSEMBLES.iter().filter(possible) {
+        for ensemble in Ensemble::all().filter(|ensemble| ensemble.is_possible(is_made)) {
             let folder = self.root.join(ensemble.name);
             files::create_dir(&folder.join(VERSION))?;
             files::write(&folder.join(VERSION).join(KEEP), b"")?;

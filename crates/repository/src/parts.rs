@@ -210,7 +210,7 @@ impl CaptionerPart {
         let requests: Vec<CaptionRequest<'_>> = pixel_values
             .chunks_exact(pixel_values.len() / batch.max(1))
             .map(|pixel_values| CaptionRequest {
-                pixel_values,
+                picture: pixel_values,
                 prompt_ids: None,
                 qformer_ids: Some(empty),
                 options,
