@@ -17,6 +17,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{BufWriter, Seek as _, SeekFrom, Write as _};
+use std::ops::ControlFlow;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
@@ -73,8 +74,12 @@ impl Source {
         if self.data_type == onnx::FLOAT { 4 } else { 2 }
     }
 
-    /// Calls `each` with some whole rows at a time.
-    fn read(&self, folder: &Path, mut each: impl FnMut(&[f32]) -> Result<()>) -> Result<()> {
+    /// Calls `each` with some whole rows at a time, until it has seen enough.
+    fn read(
+        &self,
+        folder: &Path,
+        mut each: impl FnMut(&[f32]) -> Result<ControlFlow<()>>,
+    ) -> Result<()> {
         let path = folder.join(&self.file);
         let failed =
             |error: std::io::Error| Error::bad_model(format!("{}: {error}", path.display()));
@@ -101,7 +106,9 @@ impl Source {
                     floats.extend(values.map(|b| bf16::from_le_bytes(*b).to_f32()));
                 }
             }
-            each(&floats)?;
+            if each(&floats)?.is_break() {
+                break;
+            }
         }
         Ok(())
     }
@@ -110,8 +117,8 @@ impl Source {
     fn is_half(&self, folder: &Path) -> Result<bool> {
         let mut lossless = true;
         self.read(folder, |values| {
-            lossless &= values.iter().all(|v| f16::from_f32(*v).to_f32().to_bits() == v.to_bits());
-            Ok(())
+            lossless = values.iter().all(|v| f16::from_f32(*v).to_f32().to_bits() == v.to_bits());
+            Ok(if lossless { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
         })?;
         Ok(lossless)
     }
@@ -206,7 +213,7 @@ impl Plan {
                     }
                 };
                 advance(bytes.len() as u64);
-                out.write_all(&bytes).map_err(failed)
+                out.write_all(&bytes).map_err(failed).map(ControlFlow::Continue)
             })?;
             out.flush().map_err(failed)?;
             drop(out);
