@@ -115,14 +115,10 @@ fn captions_of_every_family_are_transformers() {
         let folder = tempfile::tempdir().unwrap();
         let repository = folder.path().join("repository");
         let request = BuildRequest {
-            clip: None,
             captioner: Some(ModelFolder::open(model.path()).unwrap()),
-            vocabularies: Vec::new(),
             out: repository.clone(),
-            copy: false,
-            precision: imprompt_repository::Precision::default(),
             threads: 1,
-            onnxruntime: None,
+            ..BuildRequest::default()
         };
         build(&request, &Silent).unwrap();
         let server = Server::start(&[&repository], &[]);

@@ -31,7 +31,7 @@ use crate::stage_file;
 use crate::tables::{self, Encoding, RawTable};
 
 /// What to build.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct BuildRequest {
     /// The CLIP; without one there are captions alone.
     pub clip: Option<ModelFolder>,

@@ -32,12 +32,9 @@ fn request(out: &Path, clip: bool, captioner: bool) -> BuildRequest {
     BuildRequest {
         clip: clip.then(|| open("demo-clip")),
         captioner: captioner.then(|| open("demo-blip2")),
-        vocabularies: vec![],
         out: out.to_owned(),
-        copy: false,
-        precision: imprompt_repository::Precision::default(),
-        threads: 0,
         onnxruntime: Some(onnxruntime()),
+        ..BuildRequest::default()
     }
 }
 
