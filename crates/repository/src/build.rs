@@ -19,7 +19,7 @@ use imprompt_stage::preprocess::PreprocessFile;
 use imprompt_stage::ranker::RankerFile;
 use imprompt_stage::tagger::TaggerFile;
 use imprompt_stage::text_side::{Cleaning, check_tokenizer};
-use imprompt_stage::{STAGE_FILE, StageFile, StageKind};
+use imprompt_stage::{StageFile, StageKind};
 
 use crate::config::{self, Models, Sizes};
 use crate::files::{self, Placer};
@@ -28,6 +28,7 @@ use crate::manifest::Manifest;
 use crate::precision::{Bits, Converter, Precision};
 use crate::progress::Progress;
 use crate::source::ModelFolder;
+use crate::stage_file;
 use crate::tables::{self, Encoding, RawTable};
 
 /// What to build.
@@ -194,7 +195,7 @@ impl Build<'_> {
             manifest.captioner = Some(model.source()?);
             self.captioner(model, graphs, &mut placer)?;
         }
-        write_stage(&folder, &StageFile::Preprocess(preprocess))?;
+        stage_file::write(&folder, &StageFile::Preprocess(preprocess))?;
         let precision = request.precision;
         manifest.precision = (precision != Precision::default()).then(|| precision.to_string());
         self.configs(&sizes, has, &mut manifest)?;
@@ -217,7 +218,10 @@ impl Build<'_> {
         let precision = &self.request.precision;
         let image = self.stage(StageKind::ClipImage)?;
         self.graph(&image, (IMAGE_GRAPH, &graphs.image), precision.clip_image, model, placer)?;
-        write_stage(&image, &StageFile::ClipImage(ClipImageFile { facts: graphs.facts.clone() }))?;
+        stage_file::write(
+            &image,
+            &StageFile::ClipImage(ClipImageFile { facts: graphs.facts.clone() }),
+        )?;
         let text = self.stage(StageKind::ClipText)?;
         self.graph(&text, (TEXT_GRAPH, &graphs.text), precision.clip_text, model, placer)?;
         model.copy_tokenizer(&text)?;
@@ -230,7 +234,7 @@ impl Build<'_> {
         };
         check_tokenizer(&text, &graphs.facts, cleaning)?;
         let file = ClipTextFile { facts: facts(), cleaning };
-        write_stage(&text, &StageFile::ClipText(file))?;
+        stage_file::write(&text, &StageFile::ClipText(file))?;
 
         let tagger = self.stage(StageKind::Tagger)?;
         let encoding = Encoding {
@@ -248,7 +252,7 @@ impl Build<'_> {
         let listed = tables::listed(&tagger, &entries);
         // Terms of the interrogator are read as open_clip reads them, whatever the model.
         let file = TaggerFile { facts: facts(), cleaning, tables: listed };
-        write_stage(&tagger, &StageFile::Tagger(file))?;
+        stage_file::write(&tagger, &StageFile::Tagger(file))?;
         if has.captioner {
             let ranker = self.stage(StageKind::Ranker)?;
             self.graph(&ranker, (TEXT_GRAPH, &graphs.text), precision.clip_text, model, placer)?;
@@ -257,7 +261,7 @@ impl Build<'_> {
             let listed = tables::listed(&ranker, &entries);
             let cleaning = tables::cleaning(cleaning);
             let file = RankerFile { facts: facts(), cleaning, tables: listed };
-            write_stage(&ranker, &StageFile::Ranker(file))?;
+            stage_file::write(&ranker, &StageFile::Ranker(file))?;
             tables::tell_missing(&entries, self.progress);
         }
         manifest.tables = entries;
@@ -276,18 +280,18 @@ impl Build<'_> {
             let folder = self.stage(StageKind::CaptionVision)?;
             self.caption_graphs(&folder, model, graphs, &vision, placer)?;
             let file = CaptionVisionFile { facts: graphs.facts.clone() };
-            write_stage(&folder, &StageFile::CaptionVision(file))?;
+            stage_file::write(&folder, &StageFile::CaptionVision(file))?;
             let folder = self.stage(StageKind::CaptionDecoder)?;
             self.caption_graphs(&folder, model, graphs, &|name| !vision(name), placer)?;
             model.copy_caption_tokenizers(&folder, graphs.facts.qformer_text.is_some())?;
             let file = CaptionerFile { facts: graphs.facts.clone() };
-            write_stage(&folder, &StageFile::CaptionDecoder(file))?;
+            stage_file::write(&folder, &StageFile::CaptionDecoder(file))?;
         } else {
             let folder = self.stage(StageKind::Captioner)?;
             self.caption_graphs(&folder, model, graphs, &|_| true, placer)?;
             model.copy_caption_tokenizers(&folder, graphs.facts.qformer_text.is_some())?;
             let file = CaptionerFile { facts: graphs.facts.clone() };
-            write_stage(&folder, &StageFile::Captioner(file))?;
+            stage_file::write(&folder, &StageFile::Captioner(file))?;
         }
 
         // The same files once more: links, but where weights are copied.
@@ -300,7 +304,7 @@ impl Build<'_> {
             facts: graphs.facts.clone(),
             caption_preprocessor: CAPTION_PREPROCESSOR.to_owned(),
         };
-        write_stage(&folder, &StageFile::CaptionStream(file))
+        stage_file::write(&folder, &StageFile::CaptionStream(file))
     }
 
     /// Those graphs of a captioner whose file names are `wanted`.
@@ -365,12 +369,4 @@ impl Build<'_> {
         }
         Ok(())
     }
-}
-
-/// Writes stage.json.
-pub(crate) fn write_stage(folder: &Path, file: &StageFile) -> Result<()> {
-    let mut text = serde_json::to_string_pretty(file)
-        .map_err(|error| Error::internal(format!("{STAGE_FILE}: {error}")))?;
-    text.push('\n');
-    files::write(&folder.join(STAGE_FILE), text.as_bytes())
 }
