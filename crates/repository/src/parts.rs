@@ -16,7 +16,7 @@ use imprompt_picture::{CropRule, Filter, Limits, Preprocessor, RgbImage8, Scratc
 use imprompt_stage::text_side::{TextModel, TextSide};
 use imprompt_stage::{
     Data, Parameters, Request, STAGE_FILE, Stage, StageFile, StageKind, StageModel, Tensor,
-    captioner, tables,
+    captioner, ranker, tables,
 };
 
 use crate::Manifest;
@@ -102,6 +102,21 @@ impl TextPart {
     ) -> Result<Vec<f32>> {
         self.0.continuation_similarities(image, prompt, phrases, &Uncancellable)
     }
+}
+
+/// The interrogator of `repository` and its text side, with the screen where it has one.
+///
+/// # Errors
+/// [`imprompt_error::Kind::NotFound`] when it has none; what opening it fails with.
+pub fn interrogator(
+    repository: &Path,
+    parameters: &Parameters,
+) -> Result<(Interrogator, TextSide)> {
+    let (folder, file) = stage(repository, StageKind::Ranker)?;
+    let StageFile::Ranker(file) = file else {
+        return Err(Error::bad_model(format!("{STAGE_FILE}: not that of an interrogator")));
+    };
+    ranker::alone(&folder, file, parameters).map_err(|error| error.context(layout::shown(&folder)))
 }
 
 /// CLIP's image tower.
