@@ -1,4 +1,5 @@
 //! What the int8 screen of a repository changes: each step of a chain done with it and without.
+#![allow(dead_code)]
 
 use std::path::Path;
 use std::time::{Duration, Instant};
