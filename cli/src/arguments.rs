@@ -87,7 +87,7 @@ pub struct Build {
     /// Threads of each stage instance; 0: one a core
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u16).range(0..=1024))]
     pub threads: u16,
-    /// In how many bits weights are kept: f32 (as they are), f16 (where lossless), int8, int4; of all parts, or of one: clip_image, clip_text, captioner; repeatable
+    /// In how many bits weights are kept: f32 (as they are), f16 (where lossless), int8, int4; of all parts, or of one: clip_image, clip_text, captioner; screen=int8: chains of `interrogate` sort candidates out in 8 bits and choose in full precision; repeatable
     #[arg(long, value_name = "P|PART=P", value_delimiter = ',')]
     pub precision: Vec<imprompt_repository::PrecisionChoice>,
     /// Put the captioner into two stages, caption_vision and caption_decoder: each with instances, batches and a place of its own

@@ -71,8 +71,20 @@ impl TextEncoder {
         runtime: &dyn Runtime,
         options: &TextOptions,
     ) -> Result<Self> {
-        let path = folder.join(TEXT_GRAPH);
-        let engine = runtime.open(&path, &options.engine)?;
+        Self::open_graph(&folder.join(TEXT_GRAPH), facts, runtime, options)
+    }
+
+    /// Opens the text graph in the file `path`: the same tower in another precision, for example.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_graph(
+        path: &Path,
+        facts: ClipFacts,
+        runtime: &dyn Runtime,
+        options: &TextOptions,
+    ) -> Result<Self> {
+        let engine = runtime.open(path, &options.engine)?;
         let ClipFacts { text_layers, text_heads, text_head_dim, .. } = facts;
         let inputs = engine.inputs();
         let checked = match facts.family {

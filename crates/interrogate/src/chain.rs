@@ -4,10 +4,10 @@ use std::collections::HashSet;
 
 use imprompt_error::Result;
 
-use crate::interrogator::{NegativeSign, View};
-use crate::rank::first_greatest;
+use crate::interrogator::{NegativeSign, Next, View};
 use crate::report::Term;
 use crate::request::FlavorCounts;
+use crate::step::Choice;
 use crate::vocabulary::Table;
 
 /// A phrase the chain may add. Its place in the tables decides between equal ones.
@@ -55,25 +55,25 @@ pub(crate) fn chain(
     counts: FlavorCounts,
     direction: Direction,
 ) -> Result<Chained> {
-    let sign = if direction == Direction::Similar { 1.0 } else { -1.0 };
+    let away = direction != Direction::Similar;
+    let sign = if away { -1.0 } else { 1.0 };
     let mut phrases = distinct(phrases);
     let mut texts: Vec<&str> = phrases.iter().map(|phrase| phrase.text).collect();
     let mut terms = Vec::new();
     let mut prompt = start.0.to_owned();
     // Both are compared with signed values; `best` also remembers the cosine itself.
     let mut current = start.1;
-    if prompt.is_empty() {
-        let similarities = view.similarities(&texts)?;
-        if let Some(top) = first_greatest(similarities.iter().map(|value| sign * value)) {
-            let phrase = phrases.remove(top);
-            prompt = texts.remove(top).to_owned();
-            terms.push(phrase.term(similarities[top]));
-            // The reference does not turn the sign of the first cosine.
-            current = match direction {
-                Direction::Dissimilar(NegativeSign::Fixed) => -similarities[top],
-                _ => similarities[top],
-            };
-        }
+    if prompt.is_empty()
+        && let Some(Choice { index, similarity, .. }) = view.first(&texts, away)?
+    {
+        let phrase = phrases.remove(index);
+        prompt = texts.remove(index).to_owned();
+        terms.push(phrase.term(similarity));
+        // The reference does not turn the sign of the first cosine.
+        current = match direction {
+            Direction::Dissimilar(NegativeSign::Fixed) => -similarity,
+            _ => similarity,
+        };
     }
     let mut best = current;
     let mut best_similarity = terms.last().map_or(start.1, |term| term.similarity);
@@ -81,27 +81,28 @@ pub(crate) fn chain(
     let (mut best_length, mut best_terms) = (prompt.len(), terms.len());
     for step in 0..counts.max {
         view.cancel.check()?;
-        let Some(similarities) = view.continuation_similarities(&prompt, &texts)? else {
-            complete = false;
-            break;
+        let Choice { index, similarity, .. } = match view.behind(&prompt, &texts, away)? {
+            Next::Best(choice) => choice,
+            Next::Nothing => break,
+            Next::Over => {
+                complete = false;
+                break;
+            }
         };
-        let Some(top) = first_greatest(similarities.iter().map(|value| sign * value)) else {
-            break;
-        };
-        let value = sign * similarities[top];
+        let value = sign * similarity;
         if !(value > current || step < counts.min) {
             // `best` is never below `current`: a refused prompt cannot be the best.
             break;
         }
-        let phrase = phrases.remove(top);
-        texts.remove(top);
+        let phrase = phrases.remove(index);
+        texts.remove(index);
         prompt.push_str(", ");
         prompt.push_str(phrase.text);
-        terms.push(phrase.term(similarities[top]));
+        terms.push(phrase.term(similarity));
         current = value;
         if value > best {
             best = value;
-            best_similarity = similarities[top];
+            best_similarity = similarity;
             (best_length, best_terms) = (prompt.len(), terms.len());
         }
         if view.encoder.is_at_max_length(&prompt) {

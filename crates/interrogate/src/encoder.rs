@@ -68,6 +68,12 @@ pub trait PromptEncoder {
         self.similarities(image, &texts, cancel)
     }
 
+    /// A cheaper encoder of the same model, whose cosines are near this one's: the chain lets it sort out
+    /// the candidates that cannot be the best. `None`: this one scores them all.
+    fn screen(&mut self) -> Option<&mut dyn PromptEncoder> {
+        None
+    }
+
     /// True when `text` fills the last token slot, so a text that fits exactly counts too
     /// (`_prompt_at_max_len` of clip_interrogator.py, for a tokenizer that pads with 0).
     fn is_at_max_length(&self, text: &str) -> bool {

@@ -9,6 +9,7 @@ use crate::modes::{Ranked, Ranking};
 use crate::rank::{first_greatest, rank};
 use crate::report::{Candidate, Report, Source, Term};
 use crate::request::{FlavorCounts, Mode, Request};
+use crate::step::{ChainStep, Choice, checked};
 use crate::vocabulary::{Merged, Table, Vocabulary};
 
 /// The sign of the first similarity of mode negative.
@@ -83,35 +84,32 @@ impl View<'_> {
         checked(values, texts.len())
     }
 
-    /// Cosines of the picture with `prompt` continued by each of `phrases`; `None` when the
-    /// budget was over before.
-    pub(crate) fn continuation_similarities(
-        &mut self,
-        prompt: &str,
-        phrases: &[&str],
-    ) -> Result<Option<Vec<f32>>> {
-        if phrases.is_empty() {
-            return Ok(Some(Vec::new()));
-        }
-        let values =
-            self.encoder.continuation_similarities(self.image, prompt, phrases, self.budget);
-        let values = self.budget.unless_over(values)?;
-        values.map(|values| checked(values, phrases.len())).transpose()
+    /// The best of `phrases` as a prompt.
+    pub(crate) fn first(&mut self, phrases: &[&str], away: bool) -> Result<Option<Choice>> {
+        let step = ChainStep { image: self.image, prompt: None, phrases, away };
+        step.choose(self.encoder, self.cancel)
+    }
+
+    /// The best of `phrases` behind `prompt`; [`Next::Over`] when the budget was over before.
+    pub(crate) fn behind(&mut self, prompt: &str, phrases: &[&str], away: bool) -> Result<Next> {
+        let step = ChainStep { image: self.image, prompt: Some(prompt), phrases, away };
+        let choice = step.choose(self.encoder, self.budget);
+        Ok(match self.budget.unless_over(choice)? {
+            None => Next::Over,
+            Some(None) => Next::Nothing,
+            Some(Some(choice)) => Next::Best(choice),
+        })
     }
 }
 
-/// One finite value for each text.
-fn checked(values: Vec<f32>, texts: usize) -> Result<Vec<f32>> {
-    if values.len() != texts {
-        return Err(Error::internal(format!(
-            "the text encoder gave {} similarities for {texts} texts",
-            values.len()
-        )));
-    }
-    if values.iter().any(|value| !value.is_finite()) {
-        return Err(Error::internal("the text encoder gave a similarity that is not finite"));
-    }
-    Ok(values)
+/// What a step of a chain comes to.
+pub(crate) enum Next {
+    /// This phrase.
+    Best(Choice),
+    /// There is no phrase left.
+    Nothing,
+    /// The budget was over before one was found.
+    Over,
 }
 
 /// A candidate with what its report needs.

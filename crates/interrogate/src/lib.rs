@@ -15,6 +15,7 @@ mod modes;
 pub mod rank;
 mod report;
 mod request;
+mod step;
 mod table;
 mod vocabulary;
 mod zero_shot;
@@ -26,6 +27,7 @@ pub use request::{
     DEFAULT_MAX_FLAVORS, DEFAULT_MAX_FLAVORS_CLASSIC, DEFAULT_MIN_FLAVORS, FlavorCounts,
     MAX_MAX_FLAVORS, MAX_MIN_FLAVORS, Mode, Request,
 };
+pub use step::{ChainStep, Choice};
 pub use table::{LabelTable, SharedBytes};
 pub use vocabulary::{Table, Vocabulary};
 pub use zero_shot::{LabelEmbeds, Score, Scoring, zero_shot};

@@ -129,7 +129,7 @@ impl Best {
 }
 
 /// Index of the greatest value, the lowest of equal ones; `None` when there is none.
-pub(crate) fn first_greatest(values: impl Iterator<Item = f32>) -> Option<usize> {
+pub fn first_greatest(values: impl Iterator<Item = f32>) -> Option<usize> {
     let mut best: Option<(usize, f32)> = None;
     for (index, value) in values.enumerate() {
         if best.is_none_or(|(_, greatest)| value > greatest) {

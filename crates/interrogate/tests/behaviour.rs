@@ -4,6 +4,7 @@ mod support;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use half::f16;
 use imprompt_error::{CancelFlag, Cancellation, Kind, Result, Uncancellable};
@@ -169,7 +170,7 @@ impl PromptEncoder for Slow {
     ) -> Result<Vec<f32>> {
         self.steps += 1;
         if self.steps > 1 {
-            std::thread::sleep(std::time::Duration::from_millis(60));
+            std::thread::sleep(Duration::from_millis(60));
         }
         cancel.check()?;
         self.inner.continuation_similarities(image, prompt, phrases, cancel)
@@ -205,6 +206,151 @@ fn a_budget_ends_the_chain_with_what_it_has() {
             assert!(error.message().contains("`budget_ms`"), "{error}");
         }
     }
+}
+
+/// An encoder that is slow and sure, with a screen that is neither: the stand-in's cosines with
+/// noise upon them.
+struct Screened {
+    inner: FakeClip,
+    screen: Option<Noisy>,
+    /// Texts that the encoder itself was given.
+    texts: usize,
+}
+
+struct Noisy {
+    inner: FakeClip,
+    noise: f32,
+    shift: f32,
+    /// What was asked of it.
+    calls: usize,
+    cancel: Option<CancelFlag>,
+    waits: Duration,
+}
+
+impl Noisy {
+    fn new(noise: f32) -> Self {
+        let inner = FakeClip::new(0);
+        Noisy { inner, noise, shift: 0.1, calls: 0, cancel: None, waits: Duration::ZERO }
+    }
+}
+
+impl PromptEncoder for Noisy {
+    fn dimension(&self) -> usize {
+        self.inner.dimension()
+    }
+
+    fn token_count(&self, text: &str) -> usize {
+        self.inner.token_count(text)
+    }
+
+    fn encode(&mut self, texts: &[&str], cancel: &dyn Cancellation) -> Result<Vec<f32>> {
+        self.inner.encode(texts, cancel)
+    }
+
+    fn similarities(
+        &mut self,
+        image: &[f32],
+        texts: &[&str],
+        cancel: &dyn Cancellation,
+    ) -> Result<Vec<f32>> {
+        let exact = self.inner.similarities(image, texts, cancel)?;
+        self.calls += 1;
+        std::thread::sleep(self.waits);
+        if let (Some(flag), 2) = (&self.cancel, self.calls) {
+            flag.cancel();
+        }
+        let noise = |text: &str| {
+            let key = text.bytes().fold(7, |key, byte| support::mix(key ^ u64::from(byte)));
+            (key >> 40) as f32 / (1_u64 << 23) as f32 - 1.0
+        };
+        let noisy = exact.iter().zip(texts);
+        Ok(noisy.map(|(value, text)| value + self.shift + self.noise * noise(text)).collect())
+    }
+}
+
+impl PromptEncoder for Screened {
+    fn dimension(&self) -> usize {
+        self.inner.dimension()
+    }
+
+    fn token_count(&self, text: &str) -> usize {
+        self.inner.token_count(text)
+    }
+
+    fn encode(&mut self, texts: &[&str], cancel: &dyn Cancellation) -> Result<Vec<f32>> {
+        self.texts += texts.len();
+        self.inner.encode(texts, cancel)
+    }
+
+    fn screen(&mut self) -> Option<&mut dyn PromptEncoder> {
+        self.screen.as_mut().map(|screen| screen as &mut dyn PromptEncoder)
+    }
+}
+
+/// Tables of so many flavors that a screen pays.
+fn large() -> Vocabulary {
+    let flavors: Vec<String> =
+        (0..900).map(|i| format!("{} {}", ["red", "old", "soft"][i % 3], i * 37 % 1009)).collect();
+    let flavors: Vec<&str> = flavors.iter().map(String::as_str).collect();
+    let encoder = &mut FakeClip::new(0);
+    vocabulary(
+        &[
+            (Table::Artists, &["by a", "inspired by a"]),
+            (Table::Flavors, &flavors),
+            (Table::Mediums, &["a drawing"]),
+            (Table::Movements, &["cubism"]),
+            (Table::Trendings, &["flickr"]),
+            (Table::Negative, &["blurry", "red"]),
+        ],
+        encoder,
+    )
+}
+
+#[test]
+fn what_a_screen_sorts_out_is_never_the_answer() {
+    let image = picture("a soft old house 37, red 74, old 111", 0);
+    let interrogator = Interrogator::new(large(), Config::default()).unwrap();
+    let mut others = 0;
+    for (mode, caption) in [(Mode::Best, "a house"), (Mode::Best, ""), (Mode::Negative, "")] {
+        let request = Request { mode, caption, ..Request::default() };
+        let ask = |screen: Option<f32>| {
+            let screen = screen.map(Noisy::new);
+            let mut encoder = Screened { inner: FakeClip::new(0), screen, texts: 0 };
+            let outcome = interrogator.interrogate(&image, &request, &mut encoder, &Uncancellable);
+            (outcome.unwrap(), encoder.texts, encoder.screen.map_or(0, |screen| screen.calls))
+        };
+        let (exact, all, _) = ask(None);
+        for noise in [0.0, 0.01] {
+            let (screened, texts, calls) = ask(Some(noise));
+            // The similarities too: none of the report's is the screen's.
+            assert_eq!(screened, exact, "{mode:?} with noise {noise}");
+            assert!(calls > 1 && texts < all / 2, "{mode:?}: {texts} of {all} texts were encoded");
+        }
+        // The noise matters: the screen alone finds other prompts.
+        let noisy = &mut Noisy::new(0.01);
+        let alone = interrogator.interrogate(&image, &request, noisy, &Uncancellable).unwrap();
+        others += usize::from(alone.prompt != exact.prompt);
+    }
+    assert!(others > 0);
+}
+
+#[test]
+fn a_screened_step_is_cancelled_and_ends_with_its_budget() {
+    let image = picture("red green light", 0);
+    let interrogator = Interrogator::new(large(), Config::default()).unwrap();
+    let flag = CancelFlag::default();
+    let screen = Noisy { cancel: Some(flag.clone()), ..Noisy::new(0.0) };
+    let mut encoder = Screened { inner: FakeClip::new(0), screen: Some(screen), texts: 0 };
+    let request = Request { caption: "a house", ..Request::default() };
+    let error = interrogator.interrogate(&image, &request, &mut encoder, &flag).unwrap_err();
+    let calls = encoder.screen.unwrap().calls;
+    assert_eq!((error.kind(), calls), (Kind::Cancelled, 2), "nothing comes after the screen");
+
+    let screen = Noisy { waits: Duration::from_millis(80), ..Noisy::new(0.0) };
+    let mut encoder = Screened { inner: FakeClip::new(0), screen: Some(screen), texts: 0 };
+    let request = Request { budget_ms: Some(70), ..request };
+    let cut = interrogator.interrogate(&image, &request, &mut encoder, &Uncancellable).unwrap();
+    assert!(!cut.report.complete && encoder.screen.unwrap().calls == 1, "{cut:?}");
 }
 
 #[test]

@@ -176,7 +176,7 @@ impl Linear<'_> {
         let out = Out { start: out.as_mut_ptr(), outputs, rows: count };
         #[cfg(target_arch = "x86_64")]
         if crate::is_supported() {
-            let vectors = std::arch::is_x86_feature_detected!("avx512vnni");
+            let vectors = crate::multiplies_bytes();
             match self.weight.weights {
                 Weights::Int8 { .. } if !vectors => self.portable(rows, &out, parallel),
                 Weights::Int4 { .. } if !vectors => self.portable(rows, &out, parallel),

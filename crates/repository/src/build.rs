@@ -23,7 +23,7 @@ use imprompt_stage::{StageFile, StageKind};
 
 use crate::config::{self, Models, Sizes};
 use crate::files::{self, Placer};
-use crate::layout::{CAPTION_PREPROCESSOR, CLIP_PREPROCESSOR, CONFIG, KEEP, VERSION};
+use crate::layout::{CAPTION_PREPROCESSOR, CLIP_PREPROCESSOR, CONFIG, KEEP, SCREEN_GRAPH, VERSION};
 use crate::manifest::Manifest;
 use crate::precision::{Bits, Converter, Precision};
 use crate::progress::Progress;
@@ -168,6 +168,7 @@ impl Build<'_> {
         if !has.clip && !has.captioner {
             return Err(Error::invalid("a repository needs a CLIP or a captioner"));
         }
+        request.precision.check(has)?;
         if !has.clip && !raw.is_empty() {
             return Err(Error::invalid("label tables need a CLIP: its text encoder embeds them"));
         }
@@ -256,11 +257,15 @@ impl Build<'_> {
         if has.captioner {
             let ranker = self.stage(StageKind::Ranker)?;
             self.graph(&ranker, (TEXT_GRAPH, &graphs.text), precision.clip_text, model, placer)?;
+            let screen = precision.screen.then(|| SCREEN_GRAPH.to_owned());
+            if let Some(name) = &screen {
+                self.graph(&ranker, (name, &graphs.text), Bits::Int8, model, placer)?;
+            }
             model.copy_tokenizer(&ranker)?;
             tables::link_interrogator(&tagger, &ranker, &entries)?;
             let listed = tables::listed(&ranker, &entries);
             let cleaning = tables::cleaning(cleaning);
-            let file = RankerFile { facts: facts(), cleaning, tables: listed };
+            let file = RankerFile { facts: facts(), cleaning, tables: listed, screen };
             stage_file::write(&ranker, &StageFile::Ranker(file))?;
             tables::tell_missing(&entries, self.progress);
         }

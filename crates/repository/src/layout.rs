@@ -24,6 +24,9 @@ pub(crate) const CLIP_PREPROCESSOR: &str = "clip_preprocessor_config.json";
 /// The captioner's image processor configuration.
 pub(crate) const CAPTION_PREPROCESSOR: &str = "caption_preprocessor_config.json";
 
+/// CLIP's text tower in 8 bits, beside the one in full precision.
+pub(crate) const SCREEN_GRAPH: &str = "clip_text_screen.onnx";
+
 /// `REPOSITORY/STAGE/1` as `STAGE/1`, for messages.
 pub(crate) fn shown(version_folder: &Path) -> String {
     let mut parts: Vec<_> = version_folder.iter().rev().take(2).collect();

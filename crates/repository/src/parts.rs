@@ -15,7 +15,8 @@ use imprompt_interrogate::{
 use imprompt_picture::{CropRule, Filter, Limits, Preprocessor, RgbImage8, Scratch};
 use imprompt_stage::text_side::{TextModel, TextSide};
 use imprompt_stage::{
-    Data, Parameters, Request, Stage, StageFile, StageKind, StageModel, Tensor, captioner, tables,
+    Data, Parameters, Request, Stage, StageFile, StageKind, StageModel, Tensor, captioner, ranker,
+    tables,
 };
 
 use crate::Manifest;
@@ -98,6 +99,21 @@ impl TextPart {
     ) -> Result<Vec<f32>> {
         self.0.continuation_similarities(image, prompt, phrases, &Uncancellable)
     }
+}
+
+/// The interrogator of `repository` and its text side, with the screen where it has one.
+///
+/// # Errors
+/// [`imprompt_error::Kind::NotFound`] when it has none; what opening it fails with.
+pub fn interrogator(
+    repository: &Path,
+    parameters: &Parameters,
+) -> Result<(Interrogator, TextSide)> {
+    let (folder, file) = stage(repository, StageKind::Ranker)?;
+    let StageFile::Ranker(file) = file else {
+        return Err(stage_file::wrong(&folder));
+    };
+    ranker::alone(&folder, file, parameters).map_err(|error| error.context(layout::shown(&folder)))
 }
 
 /// CLIP's image tower.

@@ -9,6 +9,7 @@ use imprompt_error::{Error, Result};
 use imprompt_graph::builder::Graph;
 use imprompt_graph::quantize::{Form, quantize};
 
+use crate::config::Models;
 use crate::files;
 use crate::progress::{Progress, Unit};
 use crate::source::ModelFolder;
@@ -57,6 +58,9 @@ pub struct Precision {
     pub clip_text: Bits,
     /// The captioner.
     pub captioner: Bits,
+    /// Whether the interrogator has CLIP's text tower in 8 bits besides, which sorts out candidates
+    /// of a chain that the tower itself need not score.
+    pub screen: bool,
 }
 
 /// One `--precision`: of all parts, or of one.
@@ -71,6 +75,7 @@ enum Part {
     ClipImage,
     ClipText,
     Captioner,
+    Screen,
 }
 
 impl FromStr for PrecisionChoice {
@@ -86,10 +91,16 @@ impl FromStr for PrecisionChoice {
             Some("clip_image") => Some(Part::ClipImage),
             Some("clip_text") => Some(Part::ClipText),
             Some("captioner") => Some(Part::Captioner),
-            Some(_) => return Err("the parts are clip_image, clip_text and captioner".to_owned()),
+            Some("screen") => Some(Part::Screen),
+            Some(_) => {
+                return Err("the parts are clip_image, clip_text, captioner and screen".to_owned());
+            }
         };
         let found = Bits::ALL.iter().find(|(name, _)| *name == bits);
         let (_, bits) = found.ok_or("the precisions are f32, f16, int8 and int4")?;
+        if part == Some(Part::Screen) && *bits != Bits::Int8 {
+            return Err("the precision of a screen is int8".to_owned());
+        }
         Ok(PrecisionChoice { part, bits: *bits })
     }
 }
@@ -107,15 +118,36 @@ impl Precision {
             clip_image: chosen(Part::ClipImage),
             clip_text: chosen(Part::ClipText),
             captioner: chosen(Part::Captioner),
+            screen: choices.iter().any(|choice| choice.part == Some(Part::Screen)),
+        }
+    }
+
+    /// Fails where a screen would be of no use.
+    pub(crate) fn check(&self, has: Models) -> Result<()> {
+        if !self.screen {
+            return Ok(());
+        }
+        if !has.clip || !has.captioner {
+            return Err(Error::invalid(
+                "precision of `screen`: it is part of `interrogate`, which needs a CLIP and a captioner",
+            ));
+        }
+        match self.clip_text {
+            Bits::F32 | Bits::F16 => Ok(()),
+            bits => Err(Error::invalid(format!(
+                "precision of `screen`: clip_text has {0} itself, allowed with a screen: f32, f16",
+                bits.name()
+            ))),
         }
     }
 }
 
 impl fmt::Display for Precision {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Precision { clip_image, clip_text, captioner } = self;
+        let Precision { clip_image, clip_text, captioner, screen } = self;
         let [image, text, captioner] = [clip_image, clip_text, captioner].map(|bits| bits.name());
-        write!(f, "clip_image={image},clip_text={text},captioner={captioner}")
+        let screen = if *screen { ",screen=int8" } else { "" };
+        write!(f, "clip_image={image},clip_text={text},captioner={captioner}{screen}")
     }
 }
 
@@ -178,7 +210,22 @@ mod tests {
             of(&["captioner=int4", "f16", "clip_text=f32"]).unwrap(),
             "clip_image=f16,clip_text=f32,captioner=int4"
         );
+        assert_eq!(
+            of(&["screen=int8", "clip_text=f16"]).unwrap(),
+            "clip_image=f32,clip_text=f16,captioner=f32,screen=int8"
+        );
+        assert!(of(&["screen=int4"]).unwrap_err().contains("int8"));
         assert!(of(&["int5"]).unwrap_err().contains("f32, f16, int8 and int4"));
         assert!(of(&["text=int8"]).unwrap_err().contains("clip_text"));
+    }
+
+    #[test]
+    fn a_screen_needs_something_to_screen_for() {
+        let screen = Precision { screen: true, ..Precision::default() };
+        let clip = Models { clip: true, captioner: false };
+        assert!(Precision::default().check(clip).is_ok() && screen.check(Models::BOTH).is_ok());
+        assert!(screen.check(clip).unwrap_err().message().contains("captioner"));
+        let int8 = Precision { clip_text: Bits::Int8, ..screen };
+        assert!(int8.check(Models::BOTH).unwrap_err().message().contains("clip_text has int8"));
     }
 }

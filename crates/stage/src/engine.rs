@@ -13,6 +13,11 @@ pub(crate) fn runtime(parameters: &Parameters) -> Result<&'static dyn Runtime> {
     Ok(OnnxRuntime::open(&options)?)
 }
 
+/// Whether engines of these parameters are faster in 8 bits.
+pub(crate) fn multiplies_bytes(parameters: &Parameters) -> bool {
+    imprompt_engine::onnxruntime::multiplies_bytes(&options(parameters))
+}
+
 /// The options of one instance's engines.
 pub(crate) fn options(parameters: &Parameters) -> EngineOptions {
     let Parameters { threads, kernels, .. } = *parameters;

@@ -12,6 +12,8 @@ pub struct Parameters {
     pub threads: usize,
     /// Whether imprompt's own kernels compute what they can; 0 leaves all to the engine.
     pub kernels: bool,
+    /// Whether a repository's screen is used, where it has one and the processor multiplies bytes fast.
+    pub screen: bool,
     /// The ONNX Runtime library to open; none: looked for in the usual places.
     pub onnxruntime: Option<PathBuf>,
     /// Most bytes of one encoded picture.
@@ -37,6 +39,7 @@ impl Default for Parameters {
         Parameters {
             threads: 0,
             kernels: true,
+            screen: true,
             onnxruntime: None,
             max_image_bytes: 20 << 20,
             max_image_side: 16_384,
@@ -52,9 +55,10 @@ impl Default for Parameters {
 
 impl Parameters {
     /// The keys that [`Self::set`] knows.
-    pub const KEYS: [&'static str; 11] = [
+    pub const KEYS: [&'static str; 12] = [
         "threads",
         "kernels",
+        "screen",
         "onnxruntime",
         "max_image_bytes",
         "max_image_side",
@@ -71,6 +75,7 @@ impl Parameters {
         match key {
             "threads" => self.threads = number(key, value, 0, 1_024)?,
             "kernels" => self.kernels = number(key, value, 0, 1)? == 1,
+            "screen" => self.screen = number(key, value, 0, 1)? == 1,
             "onnxruntime" => self.onnxruntime = Some(PathBuf::from(value)),
             "max_image_bytes" => self.max_image_bytes = number(key, value, 1, 1 << 30)?,
             "max_image_side" => self.max_image_side = number(key, value, 1, 65_535)?,
@@ -120,11 +125,11 @@ mod tests {
     fn every_key_is_settable_and_others_are_refused() {
         let mut parameters = Parameters::default();
         for key in Parameters::KEYS {
-            let value = if key == "kernels" { "0" } else { "7" };
+            let value = if matches!(key, "kernels" | "screen") { "0" } else { "7" };
             parameters.set(key, value).unwrap();
         }
         assert_eq!((parameters.threads, parameters.max_image_pixels), (7, 7));
-        assert!(!parameters.kernels);
+        assert!(!parameters.kernels && !parameters.screen);
         assert!(parameters.set("thread", "1").is_err());
         assert!(parameters.set("threads", "-1").is_err());
         assert!(parameters.set("max_image_side", "70000").is_err());

@@ -25,6 +25,9 @@ pub struct RankerFile {
     /// The label tables; the interrogator's have its names.
     #[serde(default)]
     pub tables: Vec<TableFile>,
+    /// The graph of the text tower in 8 bits that sorts out candidates, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub screen: Option<String>,
 }
 
 struct Shared {
@@ -54,7 +57,8 @@ impl RankerModel {
             vocabulary,
             Config { threads: parameters.threads, ..Config::default() },
         )?;
-        let text = TextModel::open(folder, file.facts, file.cleaning, parameters)?;
+        let text = TextModel::open(folder, file.facts, file.cleaning, parameters)?
+            .with_screen(file.screen.as_deref())?;
         let parameters = parameters.clone();
         let shared = Shared { text, dimension, interrogator, parameters };
         Ok(RankerModel { shared: Arc::new(shared), signature })
@@ -69,6 +73,20 @@ impl StageModel for RankerModel {
     fn instance(&self) -> Result<Box<dyn Stage>> {
         Ok(Box::new(Ranker { text: self.shared.text.side()?, shared: self.shared.clone() }))
     }
+}
+
+/// The interrogator and the text side of the stage in `folder`, opened as the stage opens them: to be
+/// measured.
+///
+/// # Errors
+/// As [`crate::open`].
+pub fn alone(
+    folder: &Path,
+    file: RankerFile,
+    parameters: &Parameters,
+) -> Result<(Interrogator, TextSide)> {
+    let shared = RankerModel::open(folder, file, parameters)?.shared;
+    Ok((shared.interrogator.clone(), shared.text.side()?))
 }
 
 struct Ranker {

@@ -6,13 +6,14 @@ use std::sync::Arc;
 use imprompt_clip::{TextEncoder, TextOptions};
 use imprompt_engine::Runtime;
 use imprompt_error::{Cancellation, Error, Result};
+use imprompt_graph::clip::TEXT_GRAPH;
 use imprompt_graph::{ClipFacts, ClipFamily};
 use imprompt_interrogate::PromptEncoder;
 use imprompt_text::{ClipTokenizer, SiglipTokenizer, Tokens};
 
 pub use imprompt_text::Cleaning;
 
-use crate::{Parameters, engine};
+use crate::{Parameters, engine, files};
 
 /// The tokenizer of a model's family.
 enum TextTokenizer {
@@ -86,6 +87,8 @@ pub struct TextModel {
     tokenizer: Arc<TextTokenizer>,
     runtime: &'static dyn Runtime,
     parameters: Parameters,
+    /// The file of the same tower in 8 bits.
+    screen: Option<PathBuf>,
 }
 
 impl TextModel {
@@ -106,18 +109,39 @@ impl TextModel {
             tokenizer: Arc::new(tokenizer),
             runtime: engine::runtime(parameters)?,
             parameters: parameters.clone(),
+            screen: None,
         })
     }
 
-    /// A text side with a session of its own.
+    /// With the same tower in 8 bits, in the graph `screen` of the folder, to sort out candidates
+    /// ([`PromptEncoder::screen`]); where such a tower is not faster on this machine, without.
     ///
     /// # Errors
-    /// What the engine says of the graph.
+    /// `BadModel` when the name leads out of the folder.
+    pub fn with_screen(mut self, screen: Option<&str>) -> Result<Self> {
+        let pays = self.parameters.screen && engine::multiplies_bytes(&self.parameters);
+        let screen = screen.map(|file| files::inside(&self.folder, file)).transpose()?;
+        self.screen = screen.filter(|_| pays);
+        Ok(self)
+    }
+
+    /// A text side with sessions of its own.
+    ///
+    /// # Errors
+    /// What the engine says of a graph.
     pub fn side(&self) -> Result<TextSide> {
+        let mut side = self.open_graph(&self.folder.join(TEXT_GRAPH))?;
+        let screen = self.screen.as_deref().map(|path| self.open_graph(path));
+        side.screen = screen.transpose()?.map(Box::new);
+        Ok(side)
+    }
+
+    fn open_graph(&self, path: &Path) -> Result<TextSide> {
         let options =
             TextOptions { engine: engine::options(&self.parameters), ..TextOptions::default() };
-        let encoder = TextEncoder::open(&self.folder, self.facts.clone(), self.runtime, &options)?;
-        Ok(TextSide { tokenizer: self.tokenizer.clone(), encoder })
+        let facts = self.facts.clone();
+        let encoder = TextEncoder::open_graph(path, facts, self.runtime, &options)?;
+        Ok(TextSide { tokenizer: self.tokenizer.clone(), encoder, screen: None })
     }
 }
 
@@ -125,6 +149,7 @@ impl TextModel {
 pub struct TextSide {
     tokenizer: Arc<TextTokenizer>,
     encoder: TextEncoder,
+    screen: Option<Box<TextSide>>,
 }
 
 impl PromptEncoder for TextSide {
@@ -140,6 +165,10 @@ impl PromptEncoder for TextSide {
         // A text that cannot be tokenised is refused where it is embedded.
         let count = self.tokenizer.count(text).unwrap_or(0);
         count.saturating_sub(self.tokenizer.frame())
+    }
+
+    fn screen(&mut self) -> Option<&mut dyn PromptEncoder> {
+        self.screen.as_deref_mut().map(|screen| screen as &mut dyn PromptEncoder)
     }
 
     fn is_at_max_length(&self, text: &str) -> bool {
