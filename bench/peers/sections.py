@@ -276,7 +276,8 @@ def caption(bench):
             plan = ["--requests", 2, "--warm-up", 1] if batch == 1 else ["--requests", 1, "--warm-up", 0]
             ours = {precision: lambda at=at: bench.ours("captioner", "--batch", batch, "--tokens", 20, *plan, repository=at)
                     for precision, at in repositories.items()}
-            found = bench.alternate(ours, lambda ask: ask("caption", model=str(folder), batch=batch))
+            found = bench.alternate(ours, lambda ask: ask("caption", model=str(folder), batch=batch),
+                                    None if batch == 1 else min(bench.rounds, 2))
             token[batch] = measured(found, stage="token", key="token")
             bench.row(f"a token, {shown(name)}, batch {batch}", "s", token[batch], "lower", "", goal if batch == 1 else "", work)
             if is_blip2:
