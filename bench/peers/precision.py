@@ -123,6 +123,7 @@ def captions(bench, repositories, pictures):
 
 def precision(bench):
     """What fewer bits change: embeddings, rankings, prompts and captions against float32."""
+    bench.rounds = 1
     pictures = sorted(PICTURES.glob("*.png"))[:4 if bench.quick else None]
     # Float16 is kept where it is lossless alone: there is nothing to compare.
     kinds = precisions("int8", "int4")
