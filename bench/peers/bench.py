@@ -5,10 +5,11 @@ import platform
 import select
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
-from report import PEERS, cell, ratio
+from report import PEERS, cell, median, ratio
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -49,6 +50,46 @@ def machine():
     return {"lscpu": {key: lscpu.get(key, "").strip() for key in keys}, "vector_flags": told,
             "memory_kib": int(memory.split()[1]), "kernel": platform.release(), "glibc": platform.libc_ver()[1],
             "load_before": os.getloadavg()[0]}
+
+
+def memory():
+    """Bytes that the machine has."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def resident():
+    """Bytes in memory of this process and of all that it started; pages that two of them share count twice."""
+    parents, pages = {}, {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            told = (folder / "stat").read_text().rsplit(")", 1)[1].split()
+        except OSError:  # it has ended meanwhile
+            continue
+        parents[int(folder.name)], pages[int(folder.name)] = int(told[1]), int(told[21])
+    total = 0
+    for process in pages:
+        above = process
+        while above in parents and above != os.getpid():
+            above = parents[above]
+        total += pages[process] if above == os.getpid() else 0
+    return total * os.sysconf("SC_PAGE_SIZE")
+
+
+class MemoryWatch:
+    """The most that both sides together had in memory, looked up every two seconds."""
+
+    def __init__(self):
+        self.most, self.ended = 0, threading.Event()
+        threading.Thread(target=self.look, daemon=True).start()
+
+    def look(self):
+        while not self.ended.wait(2):
+            self.most = max(self.most, resident())
+
+    def may_go_on(self):
+        """Benchmarks of a machine that swaps say nothing: three quarters of the memory are the limit."""
+        if self.most > 0.75 * memory():
+            raise Failed(f"{self.most / 2**30:.1f} GiB were in memory, of {0.75 * memory() / 2**30:.1f} that may be")
 
 
 def is_amd():
@@ -97,6 +138,7 @@ class Bench:
         self.limit = arguments.limit or (300 if self.quick else 1800)
         self.deadline = time.monotonic() + self.limit
         self.workers, self.rows, self.raw, self.checks = {}, [], [], []
+        self.watch = MemoryWatch()
         CACHE.mkdir(parents=True, exist_ok=True)
 
     # The two sides
@@ -119,25 +161,34 @@ class Bench:
     def run(self, command):
         done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
         if done.returncode:
-            raise Failed(f"{' '.join(map(str, command))}\n{done.stderr.strip()}")
+            raise Failed(f"{' '.join(map(str, command))[:400]}\n{done.stderr.strip()}")
         return done.stdout
 
-    def alternate(self, ours, peers, rounds=None):
+    def forget(self):
+        """The peers let go of their models."""
+        for worker in self.workers.values():
+            worker.ask(60, "forget")
+
+    def alternate(self, ours, peers, rounds=None, only=()):
         """Both sides by turns: `ours` by name (functions of nothing), `peers` a function of (ask). What each gave, by
-        name, a list with an entry a round. A peer that passes the limit is left out of the later rounds."""
-        found = {name: [] for name in [*ours, *self.peers()]}
+        name, a list with an entry a round. A peer that passes the limit is left out of the later rounds. `only`: the
+        peers that take part, else all."""
+        taking_part = {name: worker for name, worker in self.peers().items() if name in only or not only}
+        found = {name: [] for name in [*ours, *taking_part]}
         over = set()
         for number in range(rounds or self.rounds):
             if number and time.monotonic() > self.deadline:
                 say(f"{self.section}: the limit of {self.limit} s ends it after {number} rounds")
                 break
             for name, call in ours.items():
+                self.watch.may_go_on()
                 found[name].append(call())
-            for name, worker in self.peers().items():
+            for name, worker in taking_part.items():
                 if name in over:
                     continue
                 try:
                     left = self.deadline - time.monotonic() + 60
+                    self.watch.may_go_on()
                     found[name].append(peers(lambda do, **more: worker.ask(left, do, **more)))
                 except OverLimit as error:
                     say(f"{error}: left out from here on")
@@ -165,10 +216,12 @@ class Bench:
 
     def result(self, command, versions, peaks):
         return {"section": self.section, "quick": self.quick, "command": command, "date": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
-                "machine": machine(), "versions": versions, "peaks": peaks, "rounds": self.rounds, "rows": self.rows,
+                "machine": machine() | {"memory_used_kib": self.watch.most >> 10},
+                "versions": versions, "peaks": peaks, "rounds": self.rounds, "rows": self.rows,
                 "checks": self.checks, "raw": self.raw}
 
     def close(self):
+        self.watch.ended.set()
         for worker in self.workers.values():
             worker.close()
         self.workers = {}
@@ -178,7 +231,7 @@ def line(row):
     """A row as the terminal shows it."""
     parts = [f"  {row['name']:<58} {row['unit']:>9}"]
     for side, values in row["values"].items():
-        parts.append(f"{side} {cell(values)}")
+        parts.append(f"{side} {cell(values, row['unit'])}")
     for ours in [side for side in row["values"] if side not in PEERS]:
         for peer in PEERS:
             times = ratio(row, ours, peer)
@@ -217,15 +270,19 @@ def precisions(*wanted):
     return ["f32", *(precision for precision in wanted if precision in told)]
 
 
-def repository(bench, name, precision="f32", clip=None, captioner=None, vocabulary=None):
-    """A built repository. Label embeddings that are still right are kept from the last time."""
+def repository(bench, name, precision="f32", clip=None, captioner=None, vocabulary=None, parts=()):
+    """A built repository, `precision` of all parts or of some. Label embeddings that are still right are kept from the
+    last time."""
     out = CACHE / "repositories" / f"{name}-{precision}"
     command = [IMPROMPT, "build", "--out", out]
     for flag, value in (("--clip", clip), ("--captioner", captioner), ("--vocabulary", vocabulary)):
         if value:
             command += [flag, value]
     if precision != "f32":
-        command += ["--precision", precision]
+        for part in parts:
+            command += ["--precision", f"{part}={precision}"]
+        if not parts:
+            command += ["--precision", precision]
     say(f"building {out.name}")
     started = time.monotonic()
     bench.run(command)

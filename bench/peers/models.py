@@ -4,7 +4,8 @@
     PYTHON bench/peers/models.py FOLDER NAME...
 
 Every folder is as `save_pretrained` writes it. All weights are float16 numbers, stored as float32: so they are of most
-checkpoints that were trained in float16, and keeping them in float16 loses nothing. A folder that is complete is left alone. NAMEs are the keys of MODELS.
+checkpoints that were trained in float16, and keeping them in float16 loses nothing. The weights of a
+folder that is complete are left alone. NAMEs are the keys of MODELS.
 """
 import gzip
 import json
@@ -118,16 +119,11 @@ def captioner_processor(folder, kind, side):
 
 
 def blip_files(folder):
-    """A BERT vocabulary of BLIP's size: its special tokens where they belong, else words and pieces of CLIP's."""
-    words = [f"[unused{number}]" for number in range(999)]
-    words[0], words[100:104] = "[PAD]", ["[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    seen = set(words)
-    for token in bpe()[1]:
-        word = token[:-4] if token.endswith("</w>") else "##" + token
-        if word.removeprefix("##").isascii() and word.removeprefix("##").isalpha() and word not in seen:
-            seen.add(word)
-            words.append(word)
-    words = words[:30522] + ["[DEC]", "[ENC]"]
+    """A BERT vocabulary of BLIP's size: its special tokens where they belong, else words of CLIP's. So a caption of 20
+    tokens has 20 of CLIP's, about as many as one that says something."""
+    words = [token[:-4] for token in bpe()[1] if token.endswith("</w>")]
+    words = [word for word in words if word.isascii() and word.isalpha()]
+    words = ["[PAD]", *words[:99], "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words[99:30517], "[DEC]", "[ENC]"]
     (folder / "vocab.txt").write_text("\n".join(words) + "\n")
     special = dict(bos_token="[DEC]", additional_special_tokens=["[ENC]"])
     write(folder, "special_tokens_map.json", special)
@@ -144,9 +140,14 @@ def blip2_files(folder):
 
 
 def make(name, folder):
-    if (folder / "complete").exists():
-        return
-    print(f"making {name}", file=sys.stderr, flush=True)
+    if not (folder / "complete").exists():
+        print(f"making {name}", file=sys.stderr, flush=True)
+        weights(name, folder)
+        (folder / "complete").touch()
+    {"clip": clip_files, "blip": blip_files, "blip2": blip2_files}[name.split("-")[0]](folder)
+
+
+def weights(name, folder):
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     kind, config = MODELS[name]()
@@ -162,8 +163,6 @@ def make(name, folder):
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     config.architectures = [kind.__name__]
     config.save_pretrained(folder)
-    {"clip": clip_files, "blip": blip_files, "blip2": blip2_files}[name.split("-")[0]](folder)
-    (folder / "complete").touch()
 
 
 if __name__ == "__main__":

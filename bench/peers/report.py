@@ -10,38 +10,46 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs/benchmarks.md"
-ORDER = ["labels", "chain", "image", "picture", "rank", "caption", "best", "serving"]
+ORDER = ["labels", "chain", "image", "picture", "rank", "caption", "best", "precision", "serving"]
 PEERS = ("stock", "tuned")
 
 
-def shown(value):
+def median(values):
+    return statistics.median(values)
+
+
+def shown(value, unit=""):
+    """Three digits that matter; of cosines, which are near 1, five after the point."""
+    if unit == "cosine":
+        return f"{value:.5f}"
     if value >= 1000:
         return f"{value:,.0f}"
     return f"{value:.3g}" if value < 100 else f"{value:.0f}"
 
 
-def cell(values):
+def cell(values, unit=""):
     """Median, and least to most where there are several."""
     if not values:
         return "-"
-    text = shown(statistics.median(values))
-    return text if len(values) == 1 else f"{text} ({shown(min(values))} to {shown(max(values))})"
+    text = shown(median(values), unit)
+    return text if len(values) == 1 else f"{text} ({shown(min(values), unit)} to {shown(max(values), unit)})"
 
 
 def ratio(row, ours, peer):
+    """How many times faster, by the medians."""
     values = row["values"]
     if not values.get(ours) or not values.get(peer):
         return None
-    a, b = statistics.median(values[peer]), statistics.median(values[ours])
+    a, b = median(values[peer]), median(values[ours])
     return a / b if row["better"] == "lower" else b / a
 
 
 def of_peak(row, side, peaks):
-    """The share of what the machine can do at most that our median reaches."""
+    """The share of what the machine can do at most that a side's median reaches."""
     work, values = row.get("work"), row["values"].get(side)
     if not work or not values:
         return None
-    value = statistics.median(values)
+    value = median(values)
     seconds = 1 / value if row["better"] == "higher" else value * {"ms": 1e-3, "s": 1.0}[row["unit"]]
     if "gbytes" in work:
         # Weights of float16, int8 and int4 have a half, a quarter and an eighth of float32's bytes.
@@ -50,13 +58,25 @@ def of_peak(row, side, peaks):
     return work["gflop"] / seconds / peak, "int8 products" if side in ("int8", "int4") else "float32 products"
 
 
+def peak_cell(row, sides, peers, peaks):
+    """The shares of our sides; where weights are read, in what they are kept too, and the share of the peers."""
+    if "gbytes" not in row.get("work", {}):
+        shares = [of_peak(row, side, peaks) for side in sides]
+        return ", ".join(f"{share[0]:.0%} {share[1]}" for share in shares if share) or "-"
+    names = {"stock": "peer", "tuned": "peer, tuned"}
+    shares = {names.get(side, side): of_peak(row, side, peaks) for side in (*sides, *peers)}
+    return "memory: " + "; ".join(f"{name} {share[0]:.0%}" for name, share in shares.items() if share)
+
+
 def table(result):
     rows = result["rows"]
     sides = [side for side in ("f32", "f16", "int8", "int4") if any(side in row["values"] for row in rows)]
     peers = [peer for peer in PEERS if any(peer in row["values"] for row in rows)]
     names = {"f32": "imprompt", "f16": "imprompt float16", "int8": "imprompt int8", "int4": "imprompt int4", "stock": "peer", "tuned": "peer, tuned"}
     head = ["measured", "unit", *(names[peer] for peer in peers), *(names[side] for side in sides),
-            *(f"{names[side]} / {names[peer]}" for side in sides for peer in peers), "goal", "of peak"]
+            *(f"{names[side]} / {names[peer]}" for side in sides for peer in peers)]
+    last = {"goal": any(row["goal"] for row in rows), "of peak": any(row.get("work") for row in rows)}
+    head += [column for column, is_told in last.items() if is_told]
     lines = ["| " + " | ".join(head) + " |", "| " + " | ".join(["---"] * len(head)) + " |"]
     notes = []
     for row in rows:
@@ -66,10 +86,9 @@ def table(result):
                 notes.append(row["note"])
             name += f" [{notes.index(row['note']) + 1}]"
         times = [ratio(row, side, peer) for side in sides for peer in peers]
-        shares = [of_peak(row, side, result["peaks"]) for side in sides]
-        peaks = [f"{share[0]:.0%} {share[1]}" for share in shares if share]
-        cells = [name, row["unit"], *(cell(row["values"].get(side)) for side in (*peers, *sides)),
-                 *(f"{one:.1f}x" if one else "-" for one in times), row["goal"] or "-", ", ".join(peaks) or "-"]
+        cells = [name, row["unit"], *(cell(row["values"].get(side), row["unit"]) for side in (*peers, *sides)),
+                 *(f"{one:.1f}x" if one else "-" for one in times)]
+        cells += [row["goal"] or "-"] * last["goal"] + [peak_cell(row, sides, peers, result["peaks"])] * last["of peak"]
         lines.append("| " + " | ".join(cells) + " |")
     text = "\n".join(lines) + "\n"
     if notes:
@@ -87,9 +106,10 @@ def head(result):
     """What was measured where, in two lines."""
     machine, peaks, versions = result["machine"], result["peaks"], result["versions"]
     cpu = machine["lscpu"]
+    used = f", at most {machine['memory_used_kib'] / 2**20:.1f} GiB in use by both sides" if "memory_used_kib" in machine else ""
     return (f"`{result['command']}`, {result['date']}, {result['rounds']} rounds, {result.get('seconds', 0):.0f} s. "
             f"{cpu['Model name']} (family {cpu['CPU family']}, model {cpu['Model']}), {cpu['CPU(s)']} cores, "
-            f"{machine['memory_kib'] / 2**20:.1f} GiB, Linux {machine['kernel']}, load before {machine['load_before']:.1f}. "
+            f"{machine['memory_kib'] / 2**20:.1f} GiB, Linux {machine['kernel']}, load before {machine['load_before']:.1f}{used}. "
             f"{versions['imprompt']} ({versions['commit']}), torch {versions['torch']}, transformers {versions['transformers']}, "
             f"open_clip {versions['open_clip_torch']}, clip-interrogator {versions['clip-interrogator']}, Pillow {versions['Pillow']}. "
             f"Peaks in the same run: ONNX Runtime float32 {peaks['onnxruntime_float32']:.0f} GFLOP/s, int8 "

@@ -12,11 +12,12 @@ from pathlib import Path
 warnings.filterwarnings("ignore")
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import bench as common
+import precision
 import report
 import serving
 from sections import SECTIONS
 
-SECTIONS = SECTIONS | {"serving": serving.serving}
+SECTIONS = SECTIONS | {"precision": precision.precision, "serving": serving.serving}
 
 
 def main():
