@@ -3,11 +3,12 @@ import json
 import os
 import platform
 import select
-import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+from report import PEERS, cell, ratio
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -173,41 +174,13 @@ class Bench:
         self.workers = {}
 
 
-def median(values):
-    return statistics.median(values)
-
-
-def ratio(row, ours, peer):
-    """How many times faster, by the medians."""
-    values = row["values"]
-    if not values.get(ours) or not values.get(peer):
-        return None
-    a, b = median(values[peer]), median(values[ours])
-    return a / b if row["better"] == "lower" else b / a
-
-
-def shown(value):
-    """Three digits that matter."""
-    if value >= 1000:
-        return f"{value:,.0f}"
-    return f"{value:.3g}" if value < 100 else f"{value:.0f}"
-
-
-def cell(values):
-    """Median, and least to most where there are several."""
-    if not values:
-        return "-"
-    text = shown(median(values))
-    return text if len(values) == 1 else f"{text} ({shown(min(values))} to {shown(max(values))})"
-
-
 def line(row):
     """A row as the terminal shows it."""
     parts = [f"  {row['name']:<58} {row['unit']:>9}"]
     for side, values in row["values"].items():
         parts.append(f"{side} {cell(values)}")
-    for ours in [side for side in row["values"] if side not in ("stock", "tuned")]:
-        for peer in ("stock", "tuned"):
+    for ours in [side for side in row["values"] if side not in PEERS]:
+        for peer in PEERS:
             times = ratio(row, ours, peer)
             if times:
                 parts.append(f"{ours}: {times:.1f}x {peer}")

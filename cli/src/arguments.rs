@@ -90,6 +90,9 @@ pub struct Build {
     /// In how many bits weights are kept: f32 (as they are), f16 (where lossless), int8, int4; of all parts, or of one: clip_image, clip_text, captioner; screen=int8: chains of `interrogate` sort candidates out in 8 bits and choose in full precision; repeatable
     #[arg(long, value_name = "P|PART=P", value_delimiter = ',')]
     pub precision: Vec<imprompt_repository::PrecisionChoice>,
+    /// Put the captioner into two stages, caption_vision and caption_decoder: each with instances, batches and a place of its own
+    #[arg(long)]
+    pub split_captioner: bool,
     /// Copy the weights even where hard links would do
     #[arg(long)]
     pub copy: bool,

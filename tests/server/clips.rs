@@ -53,13 +53,8 @@ fn open_clip_and_siglip_answer_as_their_references() {
         let repository = folder.path().join("repository");
         let request = BuildRequest {
             clip: Some(ModelFolder::open(model.path()).unwrap()),
-            captioner: None,
-            vocabularies: Vec::new(),
-            out: repository.clone(),
-            copy: false,
-            precision: imprompt_repository::Precision::default(),
             threads: 1,
-            onnxruntime: None,
+            ..BuildRequest::new(&repository)
         };
         build(&request, &Silent).unwrap();
         let server = Server::start(&[&repository], &[]);

@@ -1,10 +1,13 @@
 //! Every ensemble as docs and contract have it, over both protocols.
 
+use std::path::Path;
+
 use base64::Engine as _;
 use imprompt_kserve::{InferRequest, InferResponse, grpc};
+use imprompt_repository::{BuildRequest, ModelFolder, Silent, build};
 use serde_json::Value;
 
-use crate::support::{demo_repository, good, picture, pictures, server, with_image};
+use crate::support::{Server, demo_repository, good, picture, pictures, server, with_image};
 
 /// The same request over HTTP and gRPC; the answers must be the same.
 fn both(model: &str, request: &InferRequest) -> InferResponse {
@@ -226,4 +229,33 @@ fn the_shipped_configurations_are_what_the_server_serves() {
         assert!(config["max_batch_size"].as_i64().unwrap() > 0);
         assert!(config["ensemble_scheduling"]["step"].is_array());
     }
+}
+
+#[test]
+fn a_captioner_in_two_stages_gives_the_same_prompts() {
+    let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("models");
+    let folder = tempfile::tempdir().unwrap();
+    let repository = folder.path().join("repository");
+    let request = BuildRequest {
+        clip: Some(ModelFolder::open(&models.join("demo-clip")).unwrap()),
+        captioner: Some(ModelFolder::open(&models.join("demo-blip2")).unwrap()),
+        vocabularies: vec![models.join("demo-vocabulary")],
+        split_captioner: true,
+        onnxruntime: std::env::var_os("IMPROMPT_ONNXRUNTIME").map(Into::into),
+        ..BuildRequest::new(&repository)
+    };
+    build(&request, &Silent).unwrap();
+    let split = Server::start(&[&repository], &[]);
+    let croissant = std::fs::read(models.join("croissant.png")).unwrap();
+    for mode in ["fast", "classic", "negative", "caption"] {
+        // The prompt alone: no step may be left out for it.
+        let request = with_image(croissant.clone()).text("mode", mode).output("prompt");
+        let answer = split.client().infer("interrogate", &request).unwrap();
+        let whole = server().client().infer("interrogate", &request).unwrap();
+        assert_eq!(answer.text("prompt").unwrap(), whole.text("prompt").unwrap(), "{mode}");
+    }
+    let given = with_image(croissant).text("mode", "fast").text("given_caption", "a roll");
+    let answer = split.client().infer("interrogate", &given).unwrap();
+    assert_eq!(answer.text("caption").unwrap(), "a roll");
+    assert!(split.client().infer("captioner", &good()).is_err(), "there is no such stage");
 }

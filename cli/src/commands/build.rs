@@ -43,6 +43,7 @@ pub fn run(arguments: &Build) -> Result<()> {
         vocabularies: vocabularies(&arguments.vocabulary, &bars)?,
         out: arguments.out.clone(),
         copy: arguments.copy,
+        split_captioner: arguments.split_captioner,
         precision: Precision::of(&arguments.precision),
         threads: arguments.threads.into(),
         onnxruntime: installed::onnxruntime(arguments.onnxruntime.as_deref())?,

@@ -4,18 +4,21 @@ use std::path::Path;
 
 use imprompt_engine::{Cache, Engine, EngineOptions, Held, Input, Runtime, TensorView};
 use imprompt_error::{Cancellation, Error, Result};
-use imprompt_graph::captioner::{DECODER_GRAPH, MEMORY_GRAPH, QFORMER_GRAPH, VISION_GRAPH};
+use imprompt_graph::captioner::{DECODER_GRAPH, MEMORY_GRAPH, QFORMER_GRAPH};
 use imprompt_graph::{CaptionFacts, QFormerTextFacts};
 
 use crate::decoder::{Decoder, DecoderModel, Prompt, cache_spec, memory_length, padded};
 use crate::generation::GenerationOptions;
+use crate::pictures::{PictureEncoder, check_ports, one};
 use crate::scheduler::{Event, Limits, Scheduler, Sequence, Stop};
 
 /// One picture and what shall be said about it.
 #[derive(Clone, Copy)]
 pub struct CaptionRequest<'a> {
-    /// `[3, image_size, image_size]`, as the model's image processor makes it.
-    pub pixel_values: &'a [f32],
+    /// Pixel values `[3, image_size, image_size]`, as the model's image processor makes
+    /// them; or, for a captioner that has no image encoder, what a [`PictureEncoder`] makes
+    /// of those.
+    pub picture: &'a [f32],
     /// The token ids that the caption continues or answers, special tokens
     /// included, as the model's tokenizer makes them. `None`: no text.
     pub prompt_ids: Option<&'a [u32]>,
@@ -76,8 +79,9 @@ impl Default for CaptionerOptions {
 #[derive(Debug)]
 pub struct Captioner {
     facts: CaptionFacts,
-    vision: Box<dyn Engine>,
-    qformer: Option<Box<dyn Engine>>,
+    encoder: Option<PictureEncoder>,
+    /// The Q-Former, where it reads the text.
+    reader: Option<Box<dyn Engine>>,
     memory: Option<Box<dyn Engine>>,
     decoder: Box<dyn Engine>,
     cache: Box<dyn Cache>,
@@ -101,6 +105,21 @@ impl Captioner {
         runtime: &dyn Runtime,
         options: &CaptionerOptions,
     ) -> Result<Self> {
+        let encoder = PictureEncoder::open(folder, &facts, runtime, &options.engine)?;
+        let decoder = Self::open_decoder(folder, facts, runtime, options)?;
+        Ok(Captioner { encoder: Some(encoder), ..decoder })
+    }
+
+    /// [`Self::open`] without the image encoder: its pictures are encoded elsewhere.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_decoder(
+        folder: &Path,
+        facts: CaptionFacts,
+        runtime: &dyn Runtime,
+        options: &CaptionerOptions,
+    ) -> Result<Self> {
         let prefix = facts.prefix_positions();
         let max_length = prefix
             .saturating_add(options.max_text_positions)
@@ -113,12 +132,10 @@ impl Captioner {
             )));
         }
         let open = |name: &str| runtime.open(&folder.join(name), &options.engine);
-        let vision = open(VISION_GRAPH)?;
-        let qformer = facts.qformer.then(|| open(QFORMER_GRAPH)).transpose()?;
+        let reader = facts.qformer_text.map(|_| open(QFORMER_GRAPH)).transpose()?;
         let memory = facts.memory.as_ref().map(|_| open(MEMORY_GRAPH)).transpose()?;
         let decoder = open(DECODER_GRAPH)?;
-        check(&facts, vision.as_ref(), decoder.as_ref())
-            .map_err(|error| error.context(folder.display()))?;
+        check(&facts, decoder.as_ref()).map_err(|error| error.context(folder.display()))?;
         let memory_length = memory_length(&facts, options.max_text_positions);
         let spec = cache_spec(&facts, options.slots, max_length, memory_length);
         let cache = decoder.new_cache(&spec)?;
@@ -131,8 +148,8 @@ impl Captioner {
         let memory_picture = facts.memory.as_ref().map_or(0, |memory| memory.picture_positions);
         Ok(Captioner {
             facts,
-            vision,
-            qformer,
+            encoder: None,
+            reader,
             memory,
             decoder,
             cache,
@@ -153,7 +170,7 @@ impl Captioner {
     /// on the others.
     ///
     /// # Errors
-    /// Of a member: `InvalidInput` when its pixels, its prompt or its length do
+    /// Of a member: `InvalidInput` when its picture, its prompt or its length do
     /// not fit the model; what its `cancel` says; what the engine reports.
     pub fn caption(&mut self, batch: &[CaptionRequest<'_>]) -> Vec<Result<Generated>> {
         self.caption_streaming(batch, &mut |_, _| ())
@@ -182,44 +199,55 @@ impl Captioner {
         outcomes.into_iter().map(|outcome| outcome.unwrap_or_else(lost)).collect()
     }
 
-    /// What the encoders make of pictures: `pixel_values`
-    /// `[pictures, 3, image_size, image_size]` to f32
-    /// `[pictures, picture_positions, picture_width]`. `texts` are what the
-    /// Q-Former reads with each, where it does.
+    /// What the decoder reads of pictures, each as [`CaptionRequest::picture`] has it: f32
+    /// `[pictures, picture_positions, picture_width]`. `texts` are what the Q-Former reads
+    /// with each, where it does.
     ///
     /// # Errors
-    /// `Internal` when the pixels are not of that shape or texts are missing; what
+    /// `Internal` when the pictures are not of that shape or texts are missing; what
     /// the engine reports.
-    pub fn encode(
+    pub fn encode<'a>(
         &mut self,
         pictures: usize,
-        pixel_values: &[f32],
+        values: &'a [f32],
         texts: &[&[u32]],
-    ) -> Result<Box<dyn Held>> {
-        let size = self.facts.image_size;
-        let shape = [pictures, 3, size, size];
-        let pixels = TensorView::new(&shape, pixel_values)?;
-        let image = one(self.vision.run(&[("pixel_values", pixels.into())], &["image_embeds"])?)?;
-        let Some(qformer) = &mut self.qformer else { return Ok(image) };
-        let mut inputs = vec![("image_embeds", Input::from(&image))];
+    ) -> Result<Encoded<'a>> {
+        let encoded = match &mut self.encoder {
+            Some(encoder) => Encoded::Held(encoder.encode(pictures, values)?),
+            None => Encoded::Given(values),
+        };
+        let Some(reader) = &mut self.reader else { return Ok(encoded) };
+        let [positions, width] = self.facts.encoded_shape();
         let (ids, tokens) = padded(texts.iter().copied());
         let lengths: Vec<i64> = texts.iter().map(|text| text.len() as i64).collect();
+        let picture_shape = [pictures, positions, width];
+        let picture = match &encoded {
+            Encoded::Held(held) => Input::from(held),
+            Encoded::Given(values) => TensorView::new(&picture_shape, values)?.into(),
+        };
         let (token_shape, batch_shape) = ([pictures, tokens], [pictures]);
-        if self.facts.qformer_text.is_some() {
-            inputs.push(("qformer_input_ids", TensorView::new(&token_shape, &ids)?.into()));
-            inputs.push(("qformer_lengths", TensorView::new(&batch_shape, &lengths)?.into()));
-        }
-        one(qformer.run(&inputs, &["query_embeds"])?)
+        let inputs = [
+            ("image_embeds", picture),
+            ("qformer_input_ids", TensorView::new(&token_shape, &ids)?.into()),
+            ("qformer_lengths", TensorView::new(&batch_shape, &lengths)?.into()),
+        ];
+        Ok(Encoded::Held(one(reader.run(&inputs, &["query_embeds"])?)?))
+    }
+
+    /// Values of a [`CaptionRequest::picture`].
+    fn picture_len(&self) -> usize {
+        let [positions, width] = self.facts.encoded_shape();
+        let size = self.facts.image_size;
+        if self.encoder.is_some() { 3 * size * size } else { positions * width }
     }
 
     /// Why a request is refused before anything is computed.
     fn refusal(&self, request: &CaptionRequest<'_>) -> Result<()> {
-        let pixels = 3 * self.facts.image_size * self.facts.image_size;
-        if request.pixel_values.len() != pixels {
+        if request.picture.len() != self.picture_len() {
             return Err(Error::invalid(format!(
-                "pixel_values has {} elements; 3 x {size} x {size} are needed",
-                request.pixel_values.len(),
-                size = self.facts.image_size
+                "the picture has {} values, {} are needed",
+                request.picture.len(),
+                self.picture_len()
             )));
         }
         let prompt = Prompt::new(&self.facts, request.prompt_ids);
@@ -272,15 +300,12 @@ impl Captioner {
             }
         }
         let joined: Vec<f32>;
-        let pixel_values = match accepted.as_slice() {
+        let values = match accepted.as_slice() {
             [] => return Ok(()),
-            [(member, ..)] => batch[*member].pixel_values,
+            [(member, ..)] => batch[*member].picture,
             many => {
-                joined = many
-                    .iter()
-                    .flat_map(|(member, ..)| batch[*member].pixel_values)
-                    .copied()
-                    .collect();
+                joined =
+                    many.iter().flat_map(|(member, ..)| batch[*member].picture).copied().collect();
                 &joined
             }
         };
@@ -288,9 +313,9 @@ impl Captioner {
             .iter()
             .map(|(member, ..)| batch[*member].qformer_ids.unwrap_or_default())
             .collect();
-        let encoded = self.encode(accepted.len(), pixel_values, &texts)?;
+        let encoded = self.encode(accepted.len(), values, &texts)?;
         let size = self.facts.picture_positions * self.facts.picture_width;
-        let pictures = encoded.as_slice::<f32>()?.chunks_exact(size);
+        let pictures = encoded.as_slice()?.chunks_exact(size);
         for ((member, prompt, positions), picture) in accepted.into_iter().zip(pictures) {
             let sequence = Sequence {
                 context: prompt.context(&self.facts),
@@ -347,32 +372,34 @@ fn check_qformer_ids(facts: QFormerTextFacts, ids: &[u32]) -> Result<()> {
     }
 }
 
-fn one(mut outputs: Vec<Box<dyn Held>>) -> Result<Box<dyn Held>> {
-    outputs.pop().ok_or_else(|| Error::internal("a graph gave no output"))
+/// Embeddings of pictures.
+#[derive(Debug)]
+pub enum Encoded<'a> {
+    /// As an engine gave them.
+    Held(Box<dyn Held>),
+    /// As they came.
+    Given(&'a [f32]),
 }
 
-/// The graphs are those of `facts`, as far as their ports tell.
-fn check(facts: &CaptionFacts, vision: &dyn Engine, decoder: &dyn Engine) -> Result<()> {
-    let size = Some(facts.image_size);
-    let expected = [
-        (vision, "pixel_values", vec![None, Some(3), size, size]),
-        (
-            decoder,
-            "past_key_values.0.key",
-            vec![None, Some(facts.heads), None, Some(facts.head_dim)],
-        ),
-    ];
-    let picture = (decoder, "picture_embeds", vec![None, None, Some(facts.picture_width)]);
-    let in_front = facts.memory.is_none().then_some(picture);
-    for (engine, name, shape) in expected.into_iter().chain(in_front) {
-        let port = engine.inputs().iter().find(|port| port.name == name);
-        if port.is_none_or(|port| port.shape != shape) {
-            return Err(Error::bad_model(format!(
-                "the graphs and what is said of them differ: input {name} should have shape \
-                 {shape:?} and has {:?}",
-                port.map(|port| &port.shape)
-            )));
+impl Encoded<'_> {
+    /// The values.
+    ///
+    /// # Errors
+    /// `Internal` when an engine gave another type.
+    pub fn as_slice(&self) -> Result<&[f32]> {
+        match self {
+            Encoded::Held(held) => held.as_slice::<f32>(),
+            Encoded::Given(values) => Ok(values),
         }
     }
-    Ok(())
+}
+
+/// The decoder is that of `facts`, as far as its inputs tell.
+fn check(facts: &CaptionFacts, decoder: &dyn Engine) -> Result<()> {
+    let key = vec![None, Some(facts.heads), None, Some(facts.head_dim)];
+    let mut expected = vec![("past_key_values.0.key", key)];
+    if facts.memory.is_none() {
+        expected.push(("picture_embeds", vec![None, None, Some(facts.picture_width)]));
+    }
+    check_ports(decoder, &expected)
 }

@@ -2,6 +2,7 @@
 //! it sees, token by token.
 //!
 //! * [`Captioner`]: the graphs of a model folder, run on batches of pictures.
+//! * [`PictureEncoder`]: the graphs of it that read no text, for a process or stage of their own.
 //! * [`generation`]: how the next token is chosen.
 //! * [`scheduler`]: slots, steps, early stops and cancellation, whatever the
 //!   model and the engine.
@@ -10,8 +11,10 @@
 mod captioner;
 mod decoder;
 pub mod generation;
+mod pictures;
 pub mod scheduler;
 
-pub use captioner::{CaptionRequest, Captioner, CaptionerOptions, Generated, Told};
+pub use captioner::{CaptionRequest, Captioner, CaptionerOptions, Encoded, Generated, Told};
 pub use generation::{EarlyStopping, GenerationOptions, Sampling};
+pub use pictures::PictureEncoder;
 pub use scheduler::Stop;

@@ -90,7 +90,7 @@ fn captions_of_the_demo_model_are_transformers() {
         .iter()
         .zip(&prompts)
         .map(|(pixel_values, prompt_ids)| CaptionRequest {
-            pixel_values,
+            picture: pixel_values,
             prompt_ids: prompt_ids.as_deref(),
             qformer_ids: None,
             options: GenerationOptions::greedy(expected.max_new_tokens),

@@ -6,8 +6,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use imprompt_caption::{
-    CaptionRequest, Captioner, CaptionerOptions, EarlyStopping, Generated, GenerationOptions,
-    Sampling, Stop, Told,
+    CaptionRequest, Captioner, CaptionerOptions, EarlyStopping, Encoded, Generated,
+    GenerationOptions, PictureEncoder, Sampling, Stop, Told,
 };
 use imprompt_engine::onnxruntime::{OnnxRuntime, OnnxRuntimeOptions};
 use imprompt_engine::{CacheSpec, EngineOptions, Held, Input, Runtime, TensorView};
@@ -135,7 +135,7 @@ fn options() -> CaptionerOptions {
 
 fn request<'a>(case: &'a Case, pictures: &'a [Vec<f32>]) -> CaptionRequest<'a> {
     CaptionRequest {
-        pixel_values: &pictures[case.picture],
+        picture: &pictures[case.picture],
         prompt_ids: case.prompt_ids.as_deref(),
         qformer_ids: case.qformer_ids.as_deref(),
         options: GenerationOptions::greedy(case.max_new_tokens),
@@ -229,7 +229,9 @@ fn tensors_are_transformers() {
         let mut captioner = golden.captioner(&options());
         let texts: Vec<&[u32]> = golden.cases[0].qformer_ids.as_deref().into_iter().collect();
         let texts = texts.repeat(pictures.len());
-        let encoded = captioner.encode(pictures.len(), &pictures.concat(), &texts).unwrap();
+        let pixel_values = pictures.concat();
+        let encoded = captioner.encode(pictures.len(), &pixel_values, &texts).unwrap();
+        let Encoded::Held(encoded) = encoded else { panic!("an engine encodes") };
         let name = if model.starts_with("blip2/") { "query_embeds" } else { "picture_embeds" };
         let (shape, theirs) = golden.tensor(name);
         assert_eq!(encoded.shape(), shape);
@@ -240,6 +242,33 @@ fn tensors_are_transformers() {
         let logits = largest_difference(logits.as_slice().unwrap(), &theirs);
         println!("{model}: picture's embeddings and logits differ by at most {embeds}, {logits}");
         assert!(embeds.max(logits) < TOLERANCE, "{model}: {embeds}, {logits}");
+    }
+}
+
+#[test]
+fn a_captioner_in_halves_says_the_same() {
+    for model in MODELS {
+        let golden = Golden::open(model);
+        let facts = golden.facts.clone();
+        let (folder, options) = (golden.folder.path(), options());
+        let mut encoder = PictureEncoder::open(folder, &facts, runtime(), &options.engine).unwrap();
+        let [positions, width] = facts.encoded_shape();
+        let pictures: Vec<Vec<f32>> = golden
+            .pictures()
+            .iter()
+            .map(|pixel_values| {
+                let encoded = encoder.encode(1, pixel_values).unwrap();
+                assert_eq!(encoded.shape(), [1, positions, width], "{model}");
+                encoded.as_slice::<f32>().unwrap().to_vec()
+            })
+            .collect();
+        let mut decoder = Captioner::open_decoder(folder, facts, runtime(), &options).unwrap();
+        let requests: Vec<_> = golden.cases.iter().map(|case| request(case, &pictures)).collect();
+        assert_eq!(captions(&mut decoder, &requests), golden.expected(), "{model}");
+        let pixels = golden.pictures();
+        let wrong = CaptionRequest { picture: &pixels[0], ..requests[0] };
+        let error = decoder.caption(&[wrong]).pop().unwrap().unwrap_err();
+        assert_eq!(error.kind(), Kind::InvalidInput, "{model}: {error}");
     }
 }
 
@@ -323,7 +352,7 @@ impl Generation {
             sampling: None,
         };
         CaptionRequest {
-            pixel_values: &pictures[self.picture],
+            picture: &pictures[self.picture],
             prompt_ids: self.prompt_ids.as_deref(),
             qformer_ids: self.qformer_ids.as_deref(),
             options,
@@ -417,7 +446,7 @@ fn bad_requests_leave_their_neighbours_alone() {
     cancelled.cancel();
     let room = golden.facts.max_positions.unwrap() - golden.facts.prefix_positions() - 1;
     let batch = [
-        CaptionRequest { pixel_values: &pictures[0][1..], ..good },
+        CaptionRequest { picture: &pictures[0][1..], ..good },
         CaptionRequest { prompt_ids: Some(&[]), ..good },
         CaptionRequest { prompt_ids: Some(&[2, 96]), ..good },
         good,

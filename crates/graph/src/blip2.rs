@@ -146,6 +146,8 @@ impl Blip2 {
         let qformer_text = self.qformer.text.as_ref().map(|text| QFormerTextFacts {
             vocabulary: text.vocabulary,
             max_tokens: text.max_positions,
+            image_positions: self.vision.positions(),
+            image_width: self.vision.hidden_size,
         });
         let text = |absent| TextFacts { first: None, dropped: 0, absent };
         match &self.text {

@@ -100,6 +100,21 @@ impl CaptionFacts {
         if self.memory.is_none() { self.picture_positions } else { 0 }
     }
 
+    /// Positions and width of what the graphs that read no text make of a picture: what a
+    /// `caption_vision` stage hands to a `caption_decoder`.
+    #[must_use]
+    pub fn encoded_shape(&self) -> [usize; 2] {
+        self.qformer_text.map_or([self.picture_positions, self.picture_width], |text| {
+            [text.image_positions, text.image_width]
+        })
+    }
+
+    /// Whether the graph `name` reads no text, and so belongs to [`Self::encoded_shape`].
+    #[must_use]
+    pub fn is_encoder(&self, name: &str) -> bool {
+        name == VISION_GRAPH || (name == QFORMER_GRAPH && self.qformer_text.is_none())
+    }
+
     /// Whether the text stands in the memory, and not in front of what the
     /// decoder says.
     #[must_use]
@@ -108,7 +123,7 @@ impl CaptionFacts {
     }
 }
 
-/// What a Q-Former reads of a text.
+/// What a Q-Former that reads the text reads, and looks at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct QFormerTextFacts {
@@ -116,6 +131,10 @@ pub struct QFormerTextFacts {
     pub vocabulary: usize,
     /// Most tokens of a text.
     pub max_tokens: usize,
+    /// Embeddings that the image encoder makes of a picture.
+    pub image_positions: usize,
+    /// Width of each.
+    pub image_width: usize,
 }
 
 /// What a decoder looks at by cross attention.

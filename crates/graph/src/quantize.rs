@@ -14,9 +14,10 @@
 //! inputs, and the head of a decoder, with many more outputs than inputs, decides between tokens;
 //! both are stored as int8.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, Seek as _, SeekFrom, Write as _};
+use std::ops::ControlFlow;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
@@ -61,25 +62,24 @@ struct Source {
 
 impl Source {
     fn of(tensor: &onnx::Tensor) -> Option<Self> {
-        let find = |key: &str| {
-            let entry = tensor.external_data.iter().find(|e| e.key.as_deref() == Some(key))?;
-            entry.value.clone()
-        };
-        let [outputs, inputs] = *tensor.dims else { return None };
-        let (outputs, inputs) = (usize::try_from(outputs).ok()?, usize::try_from(inputs).ok()?);
-        let data_type = tensor.data_type?;
+        let (outputs, inputs) = tensor.matrix()?;
+        let (data_type, piece) = (tensor.data_type?, tensor.external()?);
         let is_float = matches!(data_type, onnx::FLOAT | onnx::FLOAT16 | onnx::BFLOAT16);
         let large = is_float && outputs * inputs >= LEAST;
-        let offset = find("offset")?.parse().ok()?;
-        large.then_some(Source { file: find("location")?, offset, data_type, outputs, inputs })
+        let file = piece.location.to_owned();
+        large.then_some(Source { file, offset: piece.offset, data_type, outputs, inputs })
     }
 
     fn bytes_each(&self) -> usize {
         if self.data_type == onnx::FLOAT { 4 } else { 2 }
     }
 
-    /// Calls `each` with some whole rows at a time.
-    fn read(&self, folder: &Path, mut each: impl FnMut(&[f32]) -> Result<()>) -> Result<()> {
+    /// Calls `each` with some whole rows at a time, until it has seen enough.
+    fn read(
+        &self,
+        folder: &Path,
+        mut each: impl FnMut(&[f32]) -> Result<ControlFlow<()>>,
+    ) -> Result<()> {
         let path = folder.join(&self.file);
         let failed =
             |error: std::io::Error| Error::bad_model(format!("{}: {error}", path.display()));
@@ -106,7 +106,9 @@ impl Source {
                     floats.extend(values.map(|b| bf16::from_le_bytes(*b).to_f32()));
                 }
             }
-            each(&floats)?;
+            if each(&floats)?.is_break() {
+                break;
+            }
         }
         Ok(())
     }
@@ -115,8 +117,8 @@ impl Source {
     fn is_half(&self, folder: &Path) -> Result<bool> {
         let mut lossless = true;
         self.read(folder, |values| {
-            lossless &= values.iter().all(|v| f16::from_f32(*v).to_f32().to_bits() == v.to_bits());
-            Ok(())
+            lossless = values.iter().all(|v| f16::from_f32(*v).to_f32().to_bits() == v.to_bits());
+            Ok(if lossless { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
         })?;
         Ok(lossless)
     }
@@ -193,7 +195,6 @@ impl Plan {
         let mut file = File::create(path).map_err(failed)?;
         file.set_len(self.end).map_err(failed)?;
         for Placed { source, form, values, scales } in &self.placed {
-            use std::io::{Seek as _, SeekFrom};
             file.seek(SeekFrom::Start(*values)).map_err(failed)?;
             let mut out = BufWriter::new(&file);
             let mut all_scales = Vec::new();
@@ -212,7 +213,7 @@ impl Plan {
                     }
                 };
                 advance(bytes.len() as u64);
-                out.write_all(&bytes).map_err(failed)
+                out.write_all(&bytes).map_err(failed).map(ControlFlow::Continue)
             })?;
             out.flush().map_err(failed)?;
             drop(out);
@@ -237,13 +238,13 @@ pub fn quantize(graph: &Graph, form: Form, name: &str, folder: &Path) -> Result<
     let casts: HashMap<&str, &str> = inner
         .node
         .iter()
-        .filter(|node| node.op_type.as_deref() == Some("Cast"))
+        .filter(|node| node.is("Cast"))
         .map(|node| (node.output[0].as_str(), node.input[0].as_str()))
         .collect();
     // By the weight's name: the node and the initializers that give it in its new form.
     let mut made: HashMap<String, onnx::Node> = HashMap::new();
     let mut added = Vec::new();
-    for node in inner.node.iter().filter(|node| is_linear(node)) {
+    for node in inner.node.iter().filter(|node| node.is_linear()) {
         let name_of = node.input[1].as_str();
         let stored = casts.get(name_of).copied().unwrap_or(name_of);
         let source = tensors.get(stored).and_then(|tensor| Source::of(tensor));
@@ -257,7 +258,7 @@ pub fn quantize(graph: &Graph, form: Form, name: &str, folder: &Path) -> Result<
     if made.is_empty() {
         return Ok((graph.clone(), plan));
     }
-    for node in inner.node.iter_mut().filter(|node| is_linear(node)) {
+    for node in inner.node.iter_mut().filter(|node| node.is_linear()) {
         if let Some(new) = made.get(&node.input[1]) {
             node.input[1].clone_from(&new.output[0]);
         }
@@ -267,22 +268,13 @@ pub fn quantize(graph: &Graph, form: Form, name: &str, folder: &Path) -> Result<
     first.sort_by(|a, b| a.name.cmp(&b.name));
     inner.node.splice(0..0, first);
     inner.initializer.extend(added);
-    drop_unread(inner);
+    inner.drop_unread();
     let opset = if form == Form::Int4 { graph.opset.max(21) } else { graph.opset };
-    model.opset_import =
-        vec![onnx::OperatorSet { domain: Some(String::new()), version: Some(opset) }];
-    model.ir_version = Some(if opset > 20 { 10 } else { 9 });
-    let weight_files = model.graph.iter().flat_map(|graph| &graph.initializer);
-    let weight_files = weight_files.flat_map(|tensor| &tensor.external_data);
-    let weight_files = weight_files.filter(|entry| entry.key.as_deref() == Some("location"));
-    let weight_files = weight_files.filter_map(|entry| entry.value.clone());
-    let weight_files = weight_files.filter(|file| file != name).collect();
+    let weight_files = inner.initializer.iter().filter_map(|tensor| tensor.external());
+    let weight_files = weight_files.filter(|piece| piece.location != name);
+    let weight_files = weight_files.map(|piece| piece.location.to_owned()).collect();
+    model.set_opset(opset);
     Ok((Graph { bytes: model.encode_to_vec(), weight_files, opset }, plan))
-}
-
-fn is_linear(node: &onnx::Node) -> bool {
-    let transposed = |a: &onnx::Attribute| a.name.as_deref() == Some("transB") && a.i == Some(1);
-    node.op_type.as_deref() == Some("Gemm") && node.attribute.iter().any(transposed)
 }
 
 /// The node that gives the weight `name` out of the file `file`, and what it reads.
@@ -291,22 +283,8 @@ fn nodes(name: &str, placed: &Placed, file: &str) -> (onnx::Node, Vec<onnx::Tens
     let (outputs, inputs) = (source.outputs as i64, source.inputs as i64);
     let (bytes, scale_bytes) = source.sizes(*form);
     let tensor = |suffix: &str, data_type: i32, dims: Vec<i64>, offset: u64, length: u64| {
-        let entry = |key: &str, value: String| onnx::StringEntry {
-            key: Some(key.to_owned()),
-            value: Some(value),
-        };
-        onnx::Tensor {
-            dims,
-            data_type: Some(data_type),
-            name: Some(format!("{name}.{suffix}")),
-            raw_data: None,
-            external_data: vec![
-                entry("location", file.to_owned()),
-                entry("offset", offset.to_string()),
-                entry("length", length.to_string()),
-            ],
-            data_location: Some(onnx::EXTERNAL),
-        }
+        let piece = onnx::External { location: file, offset, length };
+        onnx::Tensor::stored(format!("{name}.{suffix}"), data_type, dims, piece)
     };
     let shape = vec![outputs, inputs];
     let (suffix, data_type, scale) = match form {
@@ -316,12 +294,7 @@ fn nodes(name: &str, placed: &Placed, file: &str) -> (onnx::Node, Vec<onnx::Tens
     };
     let mut tensors = vec![tensor(suffix, data_type, shape, *values, bytes)];
     tensors.extend(scale.map(|dims| tensor("scale", onnx::FLOAT, dims, *scales, scale_bytes)));
-    let integer = |name: &str, value: i64| onnx::Attribute {
-        name: Some(name.to_owned()),
-        i: Some(value),
-        kind: Some(onnx::ATTRIBUTE_INT),
-        ..onnx::Attribute::default()
-    };
+    let integer = onnx::Attribute::integer;
     let (operator, attribute) = match form {
         Form::F16 => ("Cast", vec![integer("to", i64::from(onnx::FLOAT))]),
         Form::Int8 => ("DequantizeLinear", vec![integer("axis", 0)]),
@@ -339,18 +312,4 @@ fn nodes(name: &str, placed: &Placed, file: &str) -> (onnx::Node, Vec<onnx::Tens
         domain: None,
     };
     (node, tensors)
-}
-
-/// Takes casts and initializers that nobody reads any more out of the graph.
-fn drop_unread(graph: &mut onnx::Graph) {
-    let read = |graph: &onnx::Graph| -> HashSet<String> {
-        let outputs = graph.output.iter().filter_map(|output| output.name.clone());
-        graph.node.iter().flat_map(|node| node.input.clone()).chain(outputs).collect()
-    };
-    let names = read(graph);
-    graph
-        .node
-        .retain(|node| node.op_type.as_deref() != Some("Cast") || names.contains(&node.output[0]));
-    let names = read(graph);
-    graph.initializer.retain(|t| t.name.as_ref().is_some_and(|name| names.contains(name)));
 }

@@ -6,58 +6,10 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use crate::lanes::{LANES, first, first_bytes};
+use crate::lanes::{Brain, Half, LANES, Single, Stored, first, first_bytes};
 use crate::linear::{Linear, Out, Parallel, Weights};
 use crate::quantized::{INT4_GROUP, ROW_BLOCK};
 use crate::rounded::Rows;
-
-/// A form in which floats are stored.
-trait Stored {
-    const BYTES: usize;
-
-    /// The lanes of `mask` from `start` on; zero in the others.
-    ///
-    /// # Safety
-    /// The lanes of `mask` are readable; called where AVX-512 F, BW and VL may be used.
-    unsafe fn load(start: *const u8, mask: __mmask16) -> __m512;
-}
-
-pub(crate) struct Single;
-pub(crate) struct Half;
-pub(crate) struct Brain;
-
-impl Stored for Single {
-    const BYTES: usize = 4;
-
-    #[inline(always)]
-    unsafe fn load(start: *const u8, mask: __mmask16) -> __m512 {
-        // SAFETY: what the caller promises.
-        unsafe { _mm512_maskz_loadu_ps(mask, start.cast()) }
-    }
-}
-
-impl Stored for Half {
-    const BYTES: usize = 2;
-
-    #[inline(always)]
-    unsafe fn load(start: *const u8, mask: __mmask16) -> __m512 {
-        // SAFETY: what the caller promises.
-        unsafe { _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, start.cast())) }
-    }
-}
-
-impl Stored for Brain {
-    const BYTES: usize = 2;
-
-    #[inline(always)]
-    unsafe fn load(start: *const u8, mask: __mmask16) -> __m512 {
-        // SAFETY: what the caller promises.
-        unsafe {
-            let halves = _mm256_maskz_loadu_epi16(mask, start.cast());
-            _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16))
-        }
-    }
-}
 
 /// How far ahead of its use a weight is asked for, in bytes: a page's worth of
 /// the streams that the processor follows by itself ends before that.

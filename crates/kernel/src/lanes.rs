@@ -24,6 +24,58 @@ pub(crate) fn first_bytes(count: usize) -> __mmask64 {
     }
 }
 
+/// A form in which floats are stored.
+pub(crate) trait Stored {
+    /// Of an element.
+    const BYTES: usize;
+
+    /// The lanes of `mask` from `start` on; zero in the others.
+    ///
+    /// # Safety
+    /// The lanes of `mask` are readable; called where AVX-512 F, BW and VL may be used.
+    unsafe fn load(start: *const u8, mask: __mmask16) -> __m512;
+}
+
+/// float32.
+pub(crate) struct Single;
+/// float16.
+pub(crate) struct Half;
+/// bfloat16.
+pub(crate) struct Brain;
+
+impl Stored for Single {
+    const BYTES: usize = 4;
+
+    #[inline(always)]
+    unsafe fn load(start: *const u8, mask: __mmask16) -> __m512 {
+        // SAFETY: what the caller promises.
+        unsafe { _mm512_maskz_loadu_ps(mask, start.cast()) }
+    }
+}
+
+impl Stored for Half {
+    const BYTES: usize = 2;
+
+    #[inline(always)]
+    unsafe fn load(start: *const u8, mask: __mmask16) -> __m512 {
+        // SAFETY: what the caller promises.
+        unsafe { _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, start.cast())) }
+    }
+}
+
+impl Stored for Brain {
+    const BYTES: usize = 2;
+
+    #[inline(always)]
+    unsafe fn load(start: *const u8, mask: __mmask16) -> __m512 {
+        // SAFETY: what the caller promises.
+        unsafe {
+            let halves = _mm256_maskz_loadu_epi16(mask, start.cast());
+            _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16))
+        }
+    }
+}
+
 /// `e^x`, within one unit in the last place from -87.3 to 88.7; 0 and infinity
 /// outside, NaN of NaN.
 #[inline]

@@ -209,9 +209,6 @@ impl Linear<'_> {
     #[cfg(target_arch = "x86_64")]
     fn vectors(&self, rows: &[f32], out: &Out, parallel: &dyn Parallel) {
         let count = out.rows;
-        let at_once = (BYTES_AT_ONCE / 4 / self.weight.inputs.max(1)).max(512);
-        // Of about equal size.
-        let at_once = count.div_ceil(count.div_ceil(at_once));
         match self.weight.weights {
             Weights::F32(_) | Weights::F16(_) | Weights::Bf16(_) if count <= FEW_ROWS => {
                 self.few(rows, out, parallel);
@@ -230,17 +227,38 @@ impl Linear<'_> {
                 self.few_rounded(&scratch.rounded, out, parallel);
             }),
             Weights::Int8 { .. } => SCRATCH.with_borrow_mut(|scratch| {
-                for first in (0..count).step_by(at_once) {
-                    let range = first..count.min(first + at_once);
-                    self.many_rounded(rows, range, scratch, out, parallel);
-                }
+                self.piece_by_piece(rows, out, |linear, rows, out| {
+                    linear.many_rounded(rows, scratch, out, parallel);
+                });
             }),
             _ => SCRATCH.with_borrow_mut(|scratch| {
-                for first in (0..count).step_by(at_once) {
-                    let range = first..count.min(first + at_once);
-                    self.many(rows, range, &mut scratch.packed, out, parallel);
-                }
+                self.piece_by_piece(rows, out, |linear, rows, out| {
+                    linear.many(rows, &mut scratch.packed, out, parallel);
+                });
             }),
+        }
+    }
+
+    /// Calls `run` with the layer of so many rows at a time as stay in the cache.
+    #[cfg(target_arch = "x86_64")]
+    fn piece_by_piece(
+        &self,
+        rows: &[f32],
+        out: &Out,
+        mut run: impl FnMut(&Linear<'_>, &[f32], &Out),
+    ) {
+        let Weight { outputs, inputs, .. } = self.weight;
+        let at_once = (BYTES_AT_ONCE / 4 / inputs).max(512);
+        // Of about equal size.
+        let at_once = out.rows.div_ceil(out.rows.div_ceil(at_once));
+        for first in (0..out.rows).step_by(at_once) {
+            let count = at_once.min(out.rows - first);
+            let residual = self.finish.residual;
+            let residual = residual.map(|all| &all[first * outputs..][..count * outputs]);
+            let linear = Linear { finish: Finish { residual, ..self.finish }, ..*self };
+            let start = out.start.wrapping_add(first * outputs);
+            let rows = &rows[first * inputs..][..count * inputs];
+            run(&linear, rows, &Out { start, outputs, rows: count });
         }
     }
 }

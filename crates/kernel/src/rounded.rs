@@ -246,22 +246,20 @@ impl Tile<'_> {
 }
 
 impl Linear<'_> {
-    /// The layer of `range` of the rows over int8 weights.
+    /// The layer of many rows over int8 weights.
     pub(crate) fn many_rounded(
         &self,
         rows: &[f32],
-        range: Range<usize>,
         scratch: &mut Scratch,
         out: &Out,
         parallel: &dyn Parallel,
     ) {
         let Weight { outputs, inputs, .. } = self.weight;
         let Weights::Int8 { values, scales } = self.weight.weights else { return };
-        let here = &rows[range.start * inputs..range.end * inputs];
         // SAFETY: `vectors` asked for the features.
-        unsafe { scratch.rounded.round(here, inputs, ROW_BLOCK) };
+        unsafe { scratch.rounded.round(rows, inputs, ROW_BLOCK) };
         let rounded = &scratch.rounded;
-        let tiles = Tiles::new(range.len());
+        let tiles = Tiles::new(out.rows);
         let long = rounded.padded / 4;
         // The words, then the blocks' starts and scales.
         let tile_size = tiles.height * (long + 2 * rounded.blocks);
@@ -272,15 +270,6 @@ impl Linear<'_> {
             unsafe { pack_words(rounded, tiles, tile, words.at(tile * tile_size)) };
         });
         let part = part(outputs, parallel.threads());
-        // The tile's rows are those of `rounded`, the results' are those of `range`.
-        let out = &Out {
-            start: out.start.wrapping_add(range.start * outputs),
-            outputs,
-            rows: range.len(),
-        };
-        let residual = self.finish.residual.map(|all| &all[range.start * outputs..]);
-        let residual = residual.map(|all| &all[..range.len() * outputs]);
-        let linear = Linear { finish: crate::Finish { residual, ..self.finish }, ..*self };
         parallel.run(outputs.div_ceil(part), &|index| {
             let columns = index * part..outputs.min((index + 1) * part);
             PANEL_SCRATCH.with_borrow_mut(|panels| {
@@ -298,7 +287,7 @@ impl Linear<'_> {
                             for (panel, first) in columns.clone().step_by(PANEL).enumerate() {
                                 let tile = Tile {
                                     place: Place {
-                                        linear: &linear,
+                                        linear: self,
                                         out,
                                         rows: tiles.of(tile),
                                         columns: first..columns.end.min(first + PANEL),

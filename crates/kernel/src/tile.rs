@@ -9,7 +9,7 @@ use std::arch::x86_64::*;
 use std::cell::RefCell;
 use std::ops::Range;
 
-use crate::lanes::{LANES, first, transpose};
+use crate::lanes::{Brain, Half, LANES, Single, Stored, first, transpose};
 use crate::linear::{Linear, Out, Parallel, Weight, Weights};
 
 /// Rows of a tile at most.
@@ -112,59 +112,35 @@ pub(crate) fn ask_ahead(start: *const u8) {
 /// Bytes from a weight to the one that is asked for.
 const AHEAD: usize = 512;
 
-/// Inputs `depth` of the weight rows `outputs`, as float32 panels `[panels][depth][PANEL]`; what
-/// is behind the last row is zero.
+/// Inputs `depth` of the weight rows `outputs` in `bytes`, `inputs` long each, as float32 panels
+/// `[panels][depth][PANEL]`; what is behind the last row is zero.
 ///
 /// # Safety
 /// The ranges are inside of the weight; `out` has room for whole panels.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-unsafe fn pack_panels(
-    weight: &Weight<'_>,
+unsafe fn pack_panels<S: Stored>(
+    (bytes, inputs): (&[u8], usize),
     outputs: &Range<usize>,
     depth: &Range<usize>,
     out: *mut f32,
 ) {
-    let inputs = weight.inputs;
     let long = depth.len();
     for (half, start) in outputs.clone().step_by(LANES).enumerate() {
         // Two halves of sixteen outputs make a panel.
         // SAFETY: inside of the panels.
         let out = unsafe { out.add((half / 2) * long * PANEL + (half % 2) * LANES) }.cast::<i32>();
         let count = LANES.min(outputs.end - start);
-        // SAFETY (of all): output `start + row`, inputs `depth.start + at..` up to `depth.end`.
-        macro_rules! panel {
-            ($load:expr) => {
-                columns!(long, LANES, PANEL, out, |row: usize, at: usize| if row < count {
-                    let place = (start + row) * inputs + depth.start + at;
-                    let mask = first(long - at);
-                    // SAFETY: said above.
-                    unsafe { _mm512_castps_si512($load(place, mask)) }
-                } else {
-                    _mm512_setzero_si512()
-                })
-            };
-        }
-        match weight.weights {
-            Weights::F32(bytes) => panel!(|place: usize, mask| {
-                let start = bytes.as_ptr().add(4 * place);
+        columns!(long, LANES, PANEL, out, |row: usize, at: usize| if row < count {
+            let place = (start + row) * inputs + depth.start + at;
+            // SAFETY: output `start + row`, inputs `depth.start + at..` up to `depth.end`.
+            unsafe {
+                let start = bytes.as_ptr().add(S::BYTES * place);
                 ask_ahead(start);
-                _mm512_maskz_loadu_ps(mask, start.cast())
-            }),
-            Weights::F16(bytes) => panel!(|place: usize, mask| {
-                let start = bytes.as_ptr().add(2 * place);
-                ask_ahead(start);
-                _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, start.cast()))
-            }),
-            Weights::Bf16(bytes) => panel!(|place: usize, mask| {
-                let start = bytes.as_ptr().add(2 * place);
-                ask_ahead(start);
-                let halves = _mm256_maskz_loadu_epi16(mask, start.cast());
-                _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16))
-            }),
-            Weights::Int8 { .. } | Weights::Int4 { .. } => {
-                unreachable!("rounded weights meet rounded rows")
+                _mm512_castps_si512(S::load(start, first(long - at)))
             }
-        }
+        } else {
+            _mm512_setzero_si512()
+        });
         // A panel whose second half is missing is filled up.
         if outputs.end - start <= LANES && half % 2 == 0 {
             for at in 0..long {
@@ -319,26 +295,24 @@ impl<T> Shared<T> {
 }
 
 impl Linear<'_> {
-    /// The layer of `range` of the rows, weights as float32.
+    /// The layer of many rows, weights as float32.
     pub(crate) fn many(
         &self,
         rows: &[f32],
-        range: Range<usize>,
         packed: &mut Vec<f32>,
         out: &Out,
         parallel: &dyn Parallel,
     ) {
         let Weight { outputs, inputs, .. } = self.weight;
-        let tiles = Tiles::new(range.len());
+        let tiles = Tiles::new(out.rows);
         packed.resize(tiles.count() * tiles.height * inputs, 0.0);
         let tile_size = tiles.height * inputs;
         let packed = Shared(packed.as_mut_ptr());
         parallel.run(tiles.count(), &|tile| {
-            let rows_of = tiles.of(tile);
-            let rows_of = range.start + rows_of.start..range.start + rows_of.end;
             // SAFETY: `vectors` asked for the features; each part has a tile of its own.
             unsafe {
-                pack_tile(rows, &rows_of, inputs, tiles.height, packed.at(tile * tile_size));
+                let packed = packed.at(tile * tile_size);
+                pack_tile(rows, &tiles.of(tile), inputs, tiles.height, packed);
             }
         });
         let part = part(outputs, parallel.threads());
@@ -353,15 +327,27 @@ impl Linear<'_> {
                     // SAFETY: `vectors` asked for the features; the tiles are packed and
                     // read alone now, the columns are this part's.
                     unsafe {
-                        pack_panels(&self.weight, &columns, &depth, panels);
+                        match self.weight.weights {
+                            Weights::F32(bytes) => {
+                                pack_panels::<Single>((bytes, inputs), &columns, &depth, panels);
+                            }
+                            Weights::F16(bytes) => {
+                                pack_panels::<Half>((bytes, inputs), &columns, &depth, panels);
+                            }
+                            Weights::Bf16(bytes) => {
+                                pack_panels::<Brain>((bytes, inputs), &columns, &depth, panels);
+                            }
+                            Weights::Int8 { .. } | Weights::Int4 { .. } => {
+                                unreachable!("rounded weights meet rounded rows")
+                            }
+                        }
                         for tile in 0..tiles.count() {
                             let packed = packed.at(tile * tile_size + start * tiles.height);
                             for (panel, first) in columns.clone().step_by(PANEL).enumerate() {
-                                let rows = tiles.of(tile);
                                 let place = Place {
                                     linear: self,
                                     out,
-                                    rows: range.start + rows.start..range.start + rows.end,
+                                    rows: tiles.of(tile),
                                     columns: first..columns.end.min(first + PANEL),
                                 };
                                 let panel = panels.add(panel * depth.len() * PANEL);

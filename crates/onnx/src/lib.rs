@@ -3,7 +3,10 @@
 #![allow(missing_docs)]
 #![forbid(unsafe_code)]
 
+mod ask;
 pub mod fused;
+
+pub use ask::External;
 
 /// `TensorProto.DataType`.
 pub const FLOAT: i32 = 1;

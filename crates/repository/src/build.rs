@@ -10,15 +10,16 @@ use imprompt_graph::clip::{IMAGE_GRAPH, TEXT_GRAPH};
 use imprompt_graph::family::Role;
 use imprompt_graph::{CaptionGraphs, ClipFamily, ClipGraphs, caption_graphs, clip_graphs};
 use imprompt_stage::caption_stream::CaptionStreamFile;
+use imprompt_stage::caption_vision::CaptionVisionFile;
 use imprompt_stage::captioner::CaptionerFile;
 use imprompt_stage::clip_image::ClipImageFile;
 use imprompt_stage::clip_text::ClipTextFile;
-use imprompt_stage::ensemble::{ENSEMBLES, Ensemble};
+use imprompt_stage::ensemble::Ensemble;
 use imprompt_stage::preprocess::PreprocessFile;
 use imprompt_stage::ranker::RankerFile;
 use imprompt_stage::tagger::TaggerFile;
 use imprompt_stage::text_side::{Cleaning, check_tokenizer};
-use imprompt_stage::{STAGE_FILE, StageFile, StageKind};
+use imprompt_stage::{StageFile, StageKind};
 
 use crate::config::{self, Models, Sizes};
 use crate::files::{self, Placer};
@@ -27,6 +28,7 @@ use crate::manifest::Manifest;
 use crate::precision::{Bits, Converter, Precision};
 use crate::progress::Progress;
 use crate::source::ModelFolder;
+use crate::stage_file;
 use crate::tables::{self, Encoding, RawTable};
 
 /// What to build.
@@ -42,12 +44,32 @@ pub struct BuildRequest {
     pub out: PathBuf,
     /// Copies the weights even where hard links would do.
     pub copy: bool,
+    /// Puts the captioner into two stages, `caption_vision` and `caption_decoder`.
+    pub split_captioner: bool,
     /// In how many bits the weights of linear layers are kept.
     pub precision: Precision,
     /// Threads of each stage instance; 0: one a core.
     pub threads: usize,
     /// The ONNX Runtime library that computes label embeddings; `None`: looked for.
     pub onnxruntime: Option<PathBuf>,
+}
+
+impl BuildRequest {
+    /// A repository at `out` of no model yet, as the command builds one without flags.
+    #[must_use]
+    pub fn new(out: &Path) -> Self {
+        BuildRequest {
+            clip: None,
+            captioner: None,
+            vocabularies: Vec::new(),
+            out: out.to_owned(),
+            copy: false,
+            split_captioner: false,
+            precision: Precision::default(),
+            threads: 0,
+            onnxruntime: None,
+        }
+    }
 }
 
 /// Fails where `out` exists and is not a repository: a build replaces what it wrote, nothing else.
@@ -170,10 +192,11 @@ impl Build<'_> {
             model.write_preprocessor(&folder.join(CAPTION_PREPROCESSOR), [size, size])?;
             preprocess.caption_preprocessor = Some(CAPTION_PREPROCESSOR.to_owned());
             sizes.caption_pixels = Some([size, size]);
+            sizes.picture_embeds = Some(graphs.facts.encoded_shape());
             manifest.captioner = Some(model.source()?);
             self.captioner(model, graphs, &mut placer)?;
         }
-        write_stage(&folder, &StageFile::Preprocess(preprocess))?;
+        stage_file::write(&folder, &StageFile::Preprocess(preprocess))?;
         let precision = request.precision;
         manifest.precision = (precision != Precision::default()).then(|| precision.to_string());
         self.configs(&sizes, has, &mut manifest)?;
@@ -196,7 +219,10 @@ impl Build<'_> {
         let precision = &self.request.precision;
         let image = self.stage(StageKind::ClipImage)?;
         self.graph(&image, (IMAGE_GRAPH, &graphs.image), precision.clip_image, model, placer)?;
-        write_stage(&image, &StageFile::ClipImage(ClipImageFile { facts: graphs.facts.clone() }))?;
+        stage_file::write(
+            &image,
+            &StageFile::ClipImage(ClipImageFile { facts: graphs.facts.clone() }),
+        )?;
         let text = self.stage(StageKind::ClipText)?;
         self.graph(&text, (TEXT_GRAPH, &graphs.text), precision.clip_text, model, placer)?;
         model.copy_tokenizer(&text)?;
@@ -209,7 +235,7 @@ impl Build<'_> {
         };
         check_tokenizer(&text, &graphs.facts, cleaning)?;
         let file = ClipTextFile { facts: facts(), cleaning };
-        write_stage(&text, &StageFile::ClipText(file))?;
+        stage_file::write(&text, &StageFile::ClipText(file))?;
 
         let tagger = self.stage(StageKind::Tagger)?;
         let encoding = Encoding {
@@ -227,7 +253,7 @@ impl Build<'_> {
         let listed = tables::listed(&tagger, &entries);
         // Terms of the interrogator are read as open_clip reads them, whatever the model.
         let file = TaggerFile { facts: facts(), cleaning, tables: listed };
-        write_stage(&tagger, &StageFile::Tagger(file))?;
+        stage_file::write(&tagger, &StageFile::Tagger(file))?;
         if has.captioner {
             let ranker = self.stage(StageKind::Ranker)?;
             self.graph(&ranker, (TEXT_GRAPH, &graphs.text), precision.clip_text, model, placer)?;
@@ -240,7 +266,7 @@ impl Build<'_> {
             let listed = tables::listed(&ranker, &entries);
             let cleaning = tables::cleaning(cleaning);
             let file = RankerFile { facts: facts(), cleaning, tables: listed, screen };
-            write_stage(&ranker, &StageFile::Ranker(file))?;
+            stage_file::write(&ranker, &StageFile::Ranker(file))?;
             tables::tell_missing(&entries, self.progress);
         }
         manifest.tables = entries;
@@ -254,19 +280,28 @@ impl Build<'_> {
         placer: &mut Placer<'_>,
     ) -> Result<()> {
         self.progress.say(&format!("writing the graphs of {}", model.name()));
-        let folder = self.stage(StageKind::Captioner)?;
-        for (name, one) in &graphs.files {
-            self.graph(&folder, (name, one), self.request.precision.captioner, model, placer)?;
+        if self.request.split_captioner {
+            let vision = |name: &str| graphs.facts.is_encoder(name);
+            let folder = self.stage(StageKind::CaptionVision)?;
+            self.caption_graphs(&folder, model, graphs, &vision, placer)?;
+            let file = CaptionVisionFile { facts: graphs.facts.clone() };
+            stage_file::write(&folder, &StageFile::CaptionVision(file))?;
+            let folder = self.stage(StageKind::CaptionDecoder)?;
+            self.caption_graphs(&folder, model, graphs, &|name| !vision(name), placer)?;
+            model.copy_caption_tokenizers(&folder, graphs.facts.qformer_text.is_some())?;
+            let file = CaptionerFile { facts: graphs.facts.clone() };
+            stage_file::write(&folder, &StageFile::CaptionDecoder(file))?;
+        } else {
+            let folder = self.stage(StageKind::Captioner)?;
+            self.caption_graphs(&folder, model, graphs, &|_| true, placer)?;
+            model.copy_caption_tokenizers(&folder, graphs.facts.qformer_text.is_some())?;
+            let file = CaptionerFile { facts: graphs.facts.clone() };
+            stage_file::write(&folder, &StageFile::Captioner(file))?;
         }
-        model.copy_caption_tokenizers(&folder, graphs.facts.qformer_text.is_some())?;
-        let file = CaptionerFile { facts: graphs.facts.clone() };
-        write_stage(&folder, &StageFile::Captioner(file))?;
 
         // The same files once more: links, but where weights are copied.
         let folder = self.stage(StageKind::CaptionStream)?;
-        for (name, one) in &graphs.files {
-            self.graph(&folder, (name, one), self.request.precision.captioner, model, placer)?;
-        }
+        self.caption_graphs(&folder, model, graphs, &|_| true, placer)?;
         model.copy_caption_tokenizers(&folder, graphs.facts.qformer_text.is_some())?;
         let size = graphs.facts.image_size;
         model.write_preprocessor(&folder.join(CAPTION_PREPROCESSOR), [size, size])?;
@@ -274,7 +309,22 @@ impl Build<'_> {
             facts: graphs.facts.clone(),
             caption_preprocessor: CAPTION_PREPROCESSOR.to_owned(),
         };
-        write_stage(&folder, &StageFile::CaptionStream(file))
+        stage_file::write(&folder, &StageFile::CaptionStream(file))
+    }
+
+    /// Those graphs of a captioner whose file names are `wanted`.
+    fn caption_graphs(
+        &self,
+        folder: &Path,
+        model: &ModelFolder,
+        graphs: &CaptionGraphs,
+        wanted: &dyn Fn(&str) -> bool,
+        placer: &mut Placer<'_>,
+    ) -> Result<()> {
+        for (name, one) in graphs.files.iter().filter(|(name, _)| wanted(name)) {
+            self.graph(folder, (name, one), self.request.precision.captioner, model, placer)?;
+        }
+        Ok(())
     }
 
     /// Writes a graph and puts the weights it refers to beside it.
@@ -314,8 +364,7 @@ impl Build<'_> {
             files::write(&self.root.join(kind.name()).join(CONFIG), text.as_bytes())?;
             manifest.stages.push(kind.name().to_owned());
         }
-        let possible = |ensemble: &&Ensemble| ensemble.steps.iter().all(|step| is_made(step.stage));
-        for ensemble in ENSEMBLES.iter().filter(possible) {
+        for ensemble in Ensemble::all().filter(|ensemble| ensemble.is_possible(is_made)) {
             let folder = self.root.join(ensemble.name);
             files::create_dir(&folder.join(VERSION))?;
             files::write(&folder.join(VERSION).join(KEEP), b"")?;
@@ -325,12 +374,4 @@ impl Build<'_> {
         }
         Ok(())
     }
-}
-
-/// Writes stage.json.
-pub(crate) fn write_stage(folder: &Path, file: &StageFile) -> Result<()> {
-    let mut text = serde_json::to_string_pretty(file)
-        .map_err(|error| Error::internal(format!("{STAGE_FILE}: {error}")))?;
-    text.push('\n');
-    files::write(&folder.join(STAGE_FILE), text.as_bytes())
 }

@@ -18,6 +18,8 @@ pub struct Sizes {
     pub clip_pixels: Option<[usize; 2]>,
     /// Height and width of the captioner's `pixel_values`.
     pub caption_pixels: Option<[usize; 2]>,
+    /// Positions and width of what `caption_vision` makes of a picture.
+    pub picture_embeds: Option<[usize; 2]>,
     /// Length of CLIP's embeddings.
     pub embedding: Option<usize>,
     /// Which probability `zero_shot` gives.
@@ -59,13 +61,17 @@ fn fill(kind: StageKind, spec: &mut TensorSpec, sizes: &Sizes) {
     let pixels = match (kind, spec.name) {
         (_, "clip_pixel_values" | "open_clip_pixel_values")
         | (StageKind::ClipImage, "pixel_values") => sizes.clip_pixels,
-        (_, "caption_pixel_values") | (StageKind::Captioner, "pixel_values") => {
-            sizes.caption_pixels
-        }
+        (_, "caption_pixel_values")
+        | (StageKind::Captioner | StageKind::CaptionVision, "pixel_values") => sizes.caption_pixels,
         _ => None,
     };
     if let (Some([height, width]), [_, rows, columns]) = (pixels, spec.dims.as_mut_slice()) {
         (*rows, *columns) = (dim(height), dim(width));
+    }
+    if let ("picture_embeds", Some([positions, width]), [rows, columns]) =
+        (spec.name, sizes.picture_embeds, spec.dims.as_mut_slice())
+    {
+        (*rows, *columns) = (dim(positions), dim(width));
     }
     let is_embedding = matches!(spec.name, "image_embeds" | "text_embeds");
     if let (true, Some(embedding), [only]) = (is_embedding, sizes.embedding, &mut spec.dims[..]) {
@@ -198,6 +204,12 @@ fn purpose(kind: StageKind) -> &'static str {
         StageKind::ClipImage => "CLIP's image tower: pixels to an L2-normalised embedding.",
         StageKind::ClipText => "CLIP's text tower: a text to an L2-normalised embedding.",
         StageKind::Captioner => "The caption model: pixels, and an optional prompt, to a caption.",
+        StageKind::CaptionVision => {
+            "The first half of a caption model: pixels to what caption_decoder reads of a picture."
+        }
+        StageKind::CaptionDecoder => {
+            "The second half of a caption model: a picture's embeddings, and an optional prompt, to a caption."
+        }
         StageKind::CaptionStream => {
             "A picture to a caption, told as it is said: over gRPC streams and generate_stream."
         }
@@ -255,8 +267,11 @@ fn parameters(kind: StageKind, threads: usize) -> Vec<(&'static str, String, &'s
             [vec![session], picture.to_vec(), vec![text, deadline]].concat()
         }
         StageKind::ClipImage => vec![session],
+        StageKind::CaptionVision => vec![session, text],
         StageKind::ClipText => vec![session, text],
-        StageKind::Captioner | StageKind::Ranker => vec![session, text, deadline],
+        StageKind::Captioner | StageKind::CaptionDecoder | StageKind::Ranker => {
+            vec![session, text, deadline]
+        }
         StageKind::Tagger => vec![
             session,
             text,
@@ -280,8 +295,11 @@ mod tests {
     /// Every shipped configuration: (path under `model_repository/`, text).
     fn shipped() -> Vec<(String, String)> {
         let sizes = Sizes::default();
+        // Made by `--split-captioner` alone, in the place of `captioner`.
+        let halves = [StageKind::CaptionVision, StageKind::CaptionDecoder];
         let stages = StageKind::ALL
             .into_iter()
+            .filter(|kind| !halves.contains(kind))
             .map(|kind| (kind.name().to_owned(), stage_config(kind, &sizes, Models::BOTH, 0)));
         let ensembles = ENSEMBLES.iter().map(|ensemble| {
             (ensemble.name.to_owned(), ensemble_config(ensemble, &sizes, Models::BOTH))
@@ -314,16 +332,20 @@ mod tests {
         let sizes = Sizes {
             clip_pixels: Some([224, 224]),
             caption_pixels: Some([364, 280]),
+            picture_embeds: Some([32, 768]),
             embedding: Some(512),
             probability: Probability::Sigmoid { bias: -10.0 },
         };
         let preprocess = stage_config(StageKind::Preprocess, &sizes, Models::BOTH, 0);
         assert!(preprocess.contains("dims: [ 3, 224, 224 ]"), "{preprocess}");
         assert!(preprocess.contains("dims: [ 3, 364, 280 ]"));
-        let embed = Ensemble::by_name("embed_text").unwrap();
-        assert!(ensemble_config(embed, &sizes, Models::BOTH).contains("dims: [ 512 ]"));
-        let zero_shot = Ensemble::by_name("zero_shot").unwrap();
-        let zero_shot = ensemble_config(zero_shot, &sizes, Models::BOTH);
+        let vision = stage_config(StageKind::CaptionVision, &sizes, Models::BOTH, 0);
+        assert!(vision.contains("dims: [ 32, 768 ]") && vision.contains("dims: [ 3, 364, 280 ]"));
+        let named = |name| ENSEMBLES.iter().find(|ensemble| ensemble.name == name).unwrap();
+        assert!(
+            ensemble_config(named("embed_text"), &sizes, Models::BOTH).contains("dims: [ 512 ]")
+        );
+        let zero_shot = ensemble_config(named("zero_shot"), &sizes, Models::BOTH);
         assert!(zero_shot.contains("  value: { string_value: \"sigmoid\" }"), "{zero_shot}");
         let tagger = stage_config(StageKind::Tagger, &sizes, Models::BOTH, 3);
         assert!(tagger.contains("dims: [ -1 ]\n    optional: true\n    allow_ragged_batch: true"));

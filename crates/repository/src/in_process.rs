@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use imprompt_error::{Cancellation, Error, Result};
 use imprompt_stage::ensemble::{ENSEMBLES, Ensemble, Step};
-use imprompt_stage::{Parameters, Request, Response, Stage, StageModel, Tensor};
+use imprompt_stage::{Parameters, Request, Response, Stage, StageKind, StageModel, Tensor};
 
 use crate::layout::{self, VERSION};
 
@@ -34,17 +34,18 @@ impl InProcess {
     /// [`imprompt_error::Kind::NotFound`] when there is no such repository, or it was
     /// built without this ensemble; and what opening a stage fails with.
     pub fn open(repository: &Path, ensemble: &str, parameters: &Parameters) -> Result<Self> {
-        let ensemble = Ensemble::by_name(ensemble)
-            .ok_or_else(|| Error::internal(format!("no ensemble is called `{ensemble}`")))?;
         let manifest = crate::Manifest::read(repository)?;
-        if !manifest.ensembles.iter().any(|name| name == ensemble.name) {
+        let has = |kind: StageKind| manifest.stages.iter().any(|stage| stage == kind.name());
+        let found = Ensemble::all()
+            .filter(|found| manifest.ensembles.iter().any(|name| name == found.name))
+            .find(|found| found.name == ensemble && found.is_possible(has));
+        let Some(ensemble) = found else {
             return Err(Error::not_found(format!(
-                "{}: built without `{}`; it has {}",
+                "{}: built without `{ensemble}`; it has {}",
                 repository.display(),
-                ensemble.name,
                 manifest.ensembles.join(", ")
             )));
-        }
+        };
         let stages = ensemble.steps.iter().map(|step| {
             let folder = repository.join(step.stage.name()).join(VERSION);
             let model = imprompt_stage::open(&folder, parameters)
@@ -183,7 +184,7 @@ impl Flow {
 mod tests {
     use super::*;
     use imprompt_error::Uncancellable;
-    use imprompt_stage::{Data, Signature, StageKind};
+    use imprompt_stage::{Data, Signature};
     use std::sync::{Arc, Mutex};
 
     /// What each execution was asked: (inputs by name, outputs wanted).
@@ -225,7 +226,7 @@ mod tests {
     }
 
     fn fake(ensemble: &str) -> (InProcess, Seen) {
-        let ensemble = Ensemble::by_name(ensemble).unwrap();
+        let ensemble = ENSEMBLES.iter().find(|found| found.name == ensemble).unwrap();
         let seen = Seen::default();
         let stages = ensemble.steps.iter().map(|step| {
             let model = Fake { kind: step.stage, seen: seen.clone() };

@@ -12,6 +12,7 @@ pub mod parts;
 mod precision;
 mod progress;
 mod source;
+mod stage_file;
 mod stream;
 mod tables;
 mod vocabulary;

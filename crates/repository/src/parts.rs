@@ -15,13 +15,13 @@ use imprompt_interrogate::{
 use imprompt_picture::{CropRule, Filter, Limits, Preprocessor, RgbImage8, Scratch};
 use imprompt_stage::text_side::{TextModel, TextSide};
 use imprompt_stage::{
-    Data, Parameters, Request, STAGE_FILE, Stage, StageFile, StageKind, StageModel, Tensor,
-    captioner, ranker, tables,
+    Data, Parameters, Request, Stage, StageFile, StageKind, StageModel, Tensor, captioner, ranker,
+    tables,
 };
 
 use crate::Manifest;
-use crate::files;
 use crate::layout::{self, VERSION};
+use crate::stage_file;
 
 /// The folder of a stage, and what its stage.json says.
 fn stage(repository: &Path, kind: StageKind) -> Result<(PathBuf, StageFile)> {
@@ -35,10 +35,7 @@ fn stage(repository: &Path, kind: StageKind) -> Result<(PathBuf, StageFile)> {
         )));
     }
     let folder = repository.join(kind.name()).join(VERSION);
-    let bytes = std::fs::read(folder.join(STAGE_FILE))
-        .map_err(|error| files::io("read the stage file of", &folder, &error))?;
-    let file = serde_json::from_slice(&bytes)
-        .map_err(|error| Error::bad_model(format!("{STAGE_FILE}: {error}")))?;
+    let file = stage_file::read(&folder)?;
     Ok((folder, file))
 }
 
@@ -49,7 +46,7 @@ fn stage(repository: &Path, kind: StageKind) -> Result<(PathBuf, StageFile)> {
 pub fn dimension(repository: &Path) -> Result<usize> {
     match stage(repository, StageKind::ClipText)? {
         (_, StageFile::ClipText(file)) => Ok(file.facts.projection_dim),
-        _ => Err(Error::bad_model(format!("{STAGE_FILE}: not that of a text encoder"))),
+        (folder, _) => Err(stage_file::wrong(&folder)),
     }
 }
 
@@ -64,7 +61,7 @@ impl TextPart {
     pub fn open(repository: &Path, parameters: &Parameters) -> Result<Self> {
         let (folder, file) = stage(repository, StageKind::ClipText)?;
         let StageFile::ClipText(file) = file else {
-            return Err(Error::bad_model(format!("{STAGE_FILE}: not that of a text encoder")));
+            return Err(stage_file::wrong(&folder));
         };
         let cleaning = imprompt_stage::text_side::Cleaning::OpenClip;
         let model = TextModel::open(&folder, file.facts, cleaning, parameters)
@@ -114,7 +111,7 @@ pub fn interrogator(
 ) -> Result<(Interrogator, TextSide)> {
     let (folder, file) = stage(repository, StageKind::Ranker)?;
     let StageFile::Ranker(file) = file else {
-        return Err(Error::bad_model(format!("{STAGE_FILE}: not that of an interrogator")));
+        return Err(stage_file::wrong(&folder));
     };
     ranker::alone(&folder, file, parameters).map_err(|error| error.context(layout::shown(&folder)))
 }
@@ -135,7 +132,7 @@ impl ImagePart {
     pub fn open(repository: &Path, parameters: &Parameters) -> Result<Self> {
         let (folder, file) = stage(repository, StageKind::ClipImage)?;
         let StageFile::ClipImage(file) = file else {
-            return Err(Error::bad_model(format!("{STAGE_FILE}: not that of an image tower")));
+            return Err(stage_file::wrong(&folder));
         };
         let model = imprompt_stage::open(&folder, parameters)
             .map_err(|error| error.context(layout::shown(&folder)))?;
@@ -190,7 +187,7 @@ impl CaptionerPart {
     pub fn open(repository: &Path, parameters: &Parameters) -> Result<Self> {
         let (folder, file) = stage(repository, StageKind::Captioner)?;
         let StageFile::Captioner(file) = file else {
-            return Err(Error::bad_model(format!("{STAGE_FILE}: not that of a captioner")));
+            return Err(stage_file::wrong(&folder));
         };
         let captioner = captioner::alone(&folder, file, parameters)
             .map_err(|error| error.context(layout::shown(&folder)))?;
@@ -225,7 +222,7 @@ impl CaptionerPart {
         let requests: Vec<CaptionRequest<'_>> = pixel_values
             .chunks_exact(pixel_values.len() / batch.max(1))
             .map(|pixel_values| CaptionRequest {
-                pixel_values,
+                picture: pixel_values,
                 prompt_ids: None,
                 qformer_ids: Some(empty),
                 options,

@@ -3,14 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use imprompt_error::{Error, Result};
-use imprompt_stage::clip_text::ClipTextFile;
-use imprompt_stage::{STAGE_FILE, StageFile, StageKind};
+use imprompt_stage::{StageFile, StageKind};
 
-use crate::build::write_stage;
 use crate::files;
 use crate::layout::VERSION;
 use crate::manifest::{Manifest, TableEntry};
 use crate::progress::Progress;
+use crate::stage_file;
 use crate::tables::{self, Encoding};
 
 /// What to add.
@@ -53,7 +52,7 @@ pub fn add_tables(
         .filter(|table| table.source != tables::OWN || !is_there(&table.name))
         .collect();
     let text_folder = version(repository, StageKind::ClipText);
-    let text = text_file(&text_folder)?;
+    let text = stage_file::read_text(&text_folder)?;
     let encoding = Encoding {
         text_folder: &text_folder,
         facts: &text.facts,
@@ -116,7 +115,7 @@ fn relist(repository: &Path, entries: &[TableEntry]) -> Result<()> {
         if !folder.is_dir() {
             continue;
         }
-        let mut file = stage_file(&folder)?;
+        let mut file = stage_file::read(&folder)?;
         match &mut file {
             StageFile::Tagger(file) => file.tables = tables::listed(&folder, entries),
             StageFile::Ranker(file) => {
@@ -124,26 +123,9 @@ fn relist(repository: &Path, entries: &[TableEntry]) -> Result<()> {
                 let own: Vec<_> = entries.iter().filter(is_own).cloned().collect();
                 file.tables = tables::listed(&folder, &own);
             }
-            _ => return Err(wrong_stage(&folder)),
+            _ => return Err(stage_file::wrong(&folder)),
         }
-        write_stage(&folder, &file)?;
+        stage_file::write(&folder, &file)?;
     }
     Ok(())
-}
-
-fn stage_file(folder: &Path) -> Result<StageFile> {
-    let path = folder.join(STAGE_FILE);
-    serde_json::from_str(&files::read_text(&path)?)
-        .map_err(|error| Error::bad_model(format!("{}: {error}", path.display())))
-}
-
-fn text_file(folder: &Path) -> Result<ClipTextFile> {
-    match stage_file(folder)? {
-        StageFile::ClipText(file) => Ok(file),
-        _ => Err(wrong_stage(folder)),
-    }
-}
-
-fn wrong_stage(folder: &Path) -> Error {
-    Error::bad_model(format!("{}: {STAGE_FILE} is that of another stage", folder.display()))
 }

@@ -63,13 +63,9 @@ fn model(folder: &Path, name: &str, tokenizer: Option<&str>) -> ModelFolder {
 fn request(folder: &Path, model: ModelFolder) -> BuildRequest {
     BuildRequest {
         clip: Some(model),
-        captioner: None,
-        vocabularies: vec![],
-        out: folder.join("repository"),
-        copy: false,
-        precision: imprompt_repository::Precision::default(),
         threads: 1,
         onnxruntime: Some(onnxruntime()),
+        ..BuildRequest::new(&folder.join("repository"))
     }
 }
 

@@ -32,12 +32,8 @@ fn request(out: &Path, clip: bool, captioner: bool) -> BuildRequest {
     BuildRequest {
         clip: clip.then(|| open("demo-clip")),
         captioner: captioner.then(|| open("demo-blip2")),
-        vocabularies: vec![],
-        out: out.to_owned(),
-        copy: false,
-        precision: imprompt_repository::Precision::default(),
-        threads: 0,
         onnxruntime: Some(onnxruntime()),
+        ..BuildRequest::new(out)
     }
 }
 
@@ -233,4 +229,33 @@ fn another_encoder_embeds_the_same_labels_anew() {
     std::fs::remove_file(&weights).unwrap();
     std::fs::write(&weights, bytes).unwrap();
     assert_eq!(embedded(), 7);
+}
+
+#[test]
+fn a_captioner_in_two_stages_says_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let tables = vocabulary(folder.path());
+    let answers = |split_captioner: bool| {
+        let out = folder.path().join(split_captioner.to_string());
+        let mut request = BuildRequest { split_captioner, ..request(&out, true, true) };
+        request.vocabularies = vec![tables.clone()];
+        let manifest = build(&request, &Silent).unwrap();
+        let stages = ["captioner", "caption_vision", "caption_decoder"]
+            .map(|name| manifest.stages.iter().any(|stage| stage == name));
+        assert_eq!(stages, [!split_captioner, split_captioner, split_captioner]);
+        let items =
+            |name: &'static str, of: [&str; 4]| Tensor::texts(name, of.map(str::to_owned).to_vec());
+        let modes = items("mode", ["fast", "negative", "classic", "fast"]);
+        let given = items("given_caption", ["", "", "a cat", "a dog"]);
+        let bytes = std::fs::read(models("croissant.png")).unwrap();
+        let pictures = || Tensor::bytes("image", vec![4, 1], vec![bytes.clone().into(); 4]);
+        let begun = items("text", ["a", "", "a picture of", "the"]);
+        let run = |ensemble: &str, inputs| {
+            let mut opened = InProcess::open(&out, ensemble, &parameters()).unwrap();
+            opened.run(inputs, &Uncancellable).unwrap()
+        };
+        let interrogated = run("interrogate", vec![pictures(), modes, given]);
+        (interrogated, run("caption", vec![pictures(), begun]))
+    };
+    assert_eq!(answers(true), answers(false));
 }

@@ -36,14 +36,8 @@ fn fifteen_gigabytes_take_seconds_and_little_memory() {
     let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/demo-blip2");
     std::fs::copy(demo.join("tokenizer.json"), model.join("tokenizer.json")).unwrap();
     let request = BuildRequest {
-        clip: None,
         captioner: Some(ModelFolder::open(&model).unwrap()),
-        vocabularies: vec![],
-        out: folder.path().join("repository"),
-        copy: false,
-        precision: imprompt_repository::Precision::default(),
-        threads: 0,
-        onnxruntime: None,
+        ..BuildRequest::new(&folder.path().join("repository"))
     };
     let started = Instant::now();
     let manifest = build(&request, &Silent).unwrap();

@@ -31,11 +31,9 @@ fn repository(out: &Path) -> Manifest {
         clip: open("demo-clip"),
         captioner: open("demo-blip2"),
         vocabularies: vec![project().join("models/demo-vocabulary")],
-        out: out.to_owned(),
-        copy: false,
         precision: Precision { screen: true, ..Precision::default() },
-        threads: 0,
         onnxruntime: parameters().onnxruntime,
+        ..BuildRequest::new(out)
     };
     build(&request, &Silent).unwrap()
 }

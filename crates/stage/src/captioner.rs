@@ -1,4 +1,5 @@
-//! `captioner`: a picture to a caption, or to the continuation of a text.
+//! `captioner`: a picture to a caption, or to the continuation of a text. Split in two,
+//! `caption_decoder` is what is left of it behind a `caption_vision`.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,7 +23,7 @@ use crate::{Parameters, Request, Response, Signature, Stage, StageKind, StageMod
 /// transformers' `InstructBlipProcessor` keeps it.
 pub const QFORMER_TOKENIZER: &str = "qformer_tokenizer";
 
-/// The stage file of `captioner`.
+/// The stage file of `captioner`, and of `caption_decoder`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CaptionerFile {
@@ -30,7 +31,33 @@ pub struct CaptionerFile {
     pub facts: CaptionFacts,
 }
 
+/// What comes in: a picture's pixels, or what an encoder has made of them.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Picture {
+    PixelValues,
+    Embeds,
+}
+
+impl Picture {
+    /// The name of the input.
+    fn name(self) -> &'static str {
+        match self {
+            Picture::PixelValues => "pixel_values",
+            Picture::Embeds => "picture_embeds",
+        }
+    }
+
+    /// The shape of one item of it.
+    fn shape(self, facts: &CaptionFacts) -> Vec<usize> {
+        match self {
+            Picture::PixelValues => vec![3, facts.image_size, facts.image_size],
+            Picture::Embeds => facts.encoded_shape().to_vec(),
+        }
+    }
+}
+
 struct Shared {
+    picture: Picture,
     folder: PathBuf,
     facts: CaptionFacts,
     tokenizer: Arc<CaptionTokenizer>,
@@ -51,15 +78,37 @@ impl CaptionerModel {
         file: CaptionerFile,
         parameters: &Parameters,
     ) -> Result<Self> {
+        Self::reading(Picture::PixelValues, folder, file, parameters)
+    }
+
+    /// The model of a `caption_decoder`.
+    pub(crate) fn open_decoder(
+        folder: &Path,
+        file: CaptionerFile,
+        parameters: &Parameters,
+    ) -> Result<Self> {
+        Self::reading(Picture::Embeds, folder, file, parameters)
+    }
+
+    fn reading(
+        picture: Picture,
+        folder: &Path,
+        file: CaptionerFile,
+        parameters: &Parameters,
+    ) -> Result<Self> {
         let facts = file.facts;
-        let mut signature = StageKind::Captioner.signature();
-        let size = facts.image_size as i64;
-        signature.set_dims("pixel_values", &[3, size, size]);
+        let mut signature = match picture {
+            Picture::PixelValues => StageKind::Captioner.signature(),
+            Picture::Embeds => StageKind::CaptionDecoder.signature(),
+        };
+        let dims: Vec<i64> = picture.shape(&facts).into_iter().map(|size| size as i64).collect();
+        signature.set_dims(picture.name(), &dims);
         let qformer_tokenizer = facts
             .qformer_text
             .map(|_| CaptionTokenizer::load(&folder.join(QFORMER_TOKENIZER)))
             .transpose()?;
         let shared = Shared {
+            picture,
             folder: folder.to_owned(),
             facts,
             tokenizer: Arc::new(CaptionTokenizer::load(folder)?),
@@ -92,7 +141,11 @@ impl CaptionerModel {
             max_text_positions: shared.parameters.max_caption_positions,
             ..CaptionerOptions::default()
         };
-        let captioner = Captioner::open(&shared.folder, facts, shared.runtime, &options)?;
+        let open = match shared.picture {
+            Picture::PixelValues => Captioner::open,
+            Picture::Embeds => Captioner::open_decoder,
+        };
+        let captioner = open(&shared.folder, facts, shared.runtime, &options)?;
         Ok(CaptionerStage { shared, captioner })
     }
 }
@@ -152,12 +205,12 @@ impl CaptionerStage {
         let size = self.shared.picture_len();
         let (mut batch, mut owners) = (Vec::new(), Vec::new());
         for (index, (read, deadline)) in read.iter().zip(&deadlines).enumerate() {
-            let Ok((pixel_values, items)) = read else { continue };
-            for (item, pixel_values) in items.iter().zip(pixel_values.chunks_exact(size)) {
+            let Ok((pictures, items)) = read else { continue };
+            for (item, picture) in items.iter().zip(pictures.chunks_exact(size)) {
                 if let Item::Asked { prompt_ids, qformer_ids, options } = item {
                     owners.push(index);
                     batch.push(CaptionRequest {
-                        pixel_values,
+                        picture,
                         prompt_ids: prompt_ids.as_deref(),
                         qformer_ids: qformer_ids.as_deref(),
                         options: *options,
@@ -196,25 +249,19 @@ impl CaptionerStage {
 
 impl Shared {
     fn picture_len(&self) -> usize {
-        3 * self.facts.image_size * self.facts.image_size
+        self.picture.shape(&self.facts).into_iter().product()
     }
 
-    /// The pixels of a request, and what is asked of each item.
+    /// The pictures of a request, and what is asked of each item.
     fn read<'a>(&self, request: &'a Request<'_>) -> Result<(&'a [f32], Vec<Item>)> {
-        let pixel_values = request.f32("pixel_values", self.picture_len())?;
+        let pictures = request.f32(self.picture.name(), self.picture_len())?;
         let most = self.parameters.max_text_bytes;
         let texts = request.optional_texts("text", most)?;
-        let modes = request.optional_texts("mode", most)?;
-        let given = request.optional_texts("given_caption", most)?;
+        let known = KnownCaptions::new(request, most)?;
         let asked = Asked::new(request, GenerationOptions::from(&self.facts.generation));
         let items = (0..request.batch).map(|item| {
             let options = asked.options(item)?;
-            if mode(modes.as_deref(), item)? == Mode::Negative {
-                return Ok(Item::Known(String::new()));
-            }
-            // As the reference has it, an empty caption is generated anew.
-            if let Some(caption) = given.as_ref().map(|given| given[item]).filter(|c| !c.is_empty())
-            {
+            if let Some(caption) = known.of(item)? {
                 return Ok(Item::Known(caption.to_owned()));
             }
             let text = texts.as_ref().map(|texts| texts[item]);
@@ -227,6 +274,31 @@ impl Shared {
                 options,
             })
         });
-        Ok((pixel_values, items.collect::<Result<_>>()?))
+        Ok((pictures, items.collect::<Result<_>>()?))
+    }
+}
+
+/// What a request says of the captions that need not be generated.
+pub(crate) struct KnownCaptions<'a> {
+    modes: Option<Vec<&'a str>>,
+    given: Option<Vec<&'a str>>,
+}
+
+impl<'a> KnownCaptions<'a> {
+    /// Reads `mode` and `given_caption`, of at most `most` bytes each.
+    pub(crate) fn new(request: &'a Request<'_>, most: usize) -> Result<Self> {
+        Ok(KnownCaptions {
+            modes: request.optional_texts("mode", most)?,
+            given: request.optional_texts("given_caption", most)?,
+        })
+    }
+
+    /// The caption of an item, where none is to be generated.
+    pub(crate) fn of(&self, item: usize) -> Result<Option<&'a str>> {
+        if mode(self.modes.as_deref(), item)? == Mode::Negative {
+            return Ok(Some(""));
+        }
+        // As the reference has it, an empty caption is generated anew.
+        Ok(self.given.as_ref().map(|given| given[item]).filter(|caption| !caption.is_empty()))
     }
 }

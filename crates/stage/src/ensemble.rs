@@ -34,6 +34,71 @@ const CLIP_PIXELS: Step = Step {
     outputs: &[("clip_pixel_values", "clip_pixel_values")],
 };
 
+/// The interrogator's reference crops as open_clip does, not as transformers does.
+const BOTH_PIXELS: Step = Step {
+    stage: StageKind::Preprocess,
+    inputs: &[("image", "image")],
+    outputs: &[
+        ("open_clip_pixel_values", "clip_pixel_values"),
+        ("caption_pixel_values", "caption_pixel_values"),
+    ],
+};
+
+const CAPTION_PIXELS: Step = Step {
+    stage: StageKind::Preprocess,
+    inputs: &[("image", "image")],
+    outputs: &[("caption_pixel_values", "caption_pixel_values")],
+};
+
+const CLIP_IMAGE: Step = Step {
+    stage: StageKind::ClipImage,
+    inputs: &[("pixel_values", "clip_pixel_values")],
+    outputs: &[("image_embeds", "image_embeds")],
+};
+
+/// The step of a captioner `$stage` that reads `$picture`, and of the ensemble's inputs `$own`
+/// and all of [`crate::generation`], under their names.
+macro_rules! captions {
+    ($stage:ident, $picture:expr, [$($own:literal),*], $caption:literal) => {
+        Step {
+            stage: StageKind::$stage,
+            inputs: &[
+                $picture,
+                ("max_new_tokens", "max_new_tokens"),
+                ("min_new_tokens", "min_new_tokens"),
+                ("num_beams", "num_beams"),
+                ("temperature", "temperature"),
+                ("top_k", "top_k"),
+                ("top_p", "top_p"),
+                ("seed", "seed"),
+                ("repetition_penalty", "repetition_penalty"),
+                ("length_penalty", "length_penalty"),
+                ("no_repeat_ngram_size", "no_repeat_ngram_size"),
+                $(($own, $own)),*
+            ],
+            outputs: &[("caption", $caption)],
+        }
+    };
+}
+
+const RANK: Step = Step {
+    stage: StageKind::Ranker,
+    inputs: &[
+        ("image_embeds", "image_embeds"),
+        ("caption", "plain_caption"),
+        ("mode", "mode"),
+        ("min_flavors", "min_flavors"),
+        ("max_flavors", "max_flavors"),
+        ("budget_ms", "budget_ms"),
+    ],
+    outputs: &[
+        ("prompt", "prompt"),
+        ("caption", "caption"),
+        ("similarity", "similarity"),
+        ("report", "report"),
+    ],
+};
+
 /// Every ensemble of a repository that has both a CLIP and a captioner.
 pub const ENSEMBLES: [Ensemble; 5] = [
     Ensemble {
@@ -58,59 +123,18 @@ pub const ENSEMBLES: [Ensemble; 5] = [
         ],
         outputs: &["prompt", "caption", "similarity", "report"],
         steps: &[
-            Step {
-                stage: StageKind::Preprocess,
-                inputs: &[("image", "image")],
-                // The interrogator's reference crops as open_clip does, not as transformers does.
-                outputs: &[
-                    ("open_clip_pixel_values", "clip_pixel_values"),
-                    ("caption_pixel_values", "caption_pixel_values"),
-                ],
-            },
-            Step {
-                stage: StageKind::ClipImage,
-                inputs: &[("pixel_values", "clip_pixel_values")],
-                outputs: &[("image_embeds", "image_embeds")],
-            },
-            Step {
-                stage: StageKind::Captioner,
-                inputs: &[
-                    ("pixel_values", "caption_pixel_values"),
-                    ("max_new_tokens", "max_new_tokens"),
-                    ("min_new_tokens", "min_new_tokens"),
-                    ("num_beams", "num_beams"),
-                    ("temperature", "temperature"),
-                    ("top_k", "top_k"),
-                    ("top_p", "top_p"),
-                    ("seed", "seed"),
-                    ("repetition_penalty", "repetition_penalty"),
-                    ("length_penalty", "length_penalty"),
-                    ("no_repeat_ngram_size", "no_repeat_ngram_size"),
-                    ("mode", "mode"),
-                    ("given_caption", "given_caption"),
-                ],
-                // Not the ensemble's own `caption`: Triton leaves out a step whose only output is
-                // one of the ensemble's that the client did not ask for, even when a later step
-                // needs it. The ranker hands the caption on.
-                outputs: &[("caption", "plain_caption")],
-            },
-            Step {
-                stage: StageKind::Ranker,
-                inputs: &[
-                    ("image_embeds", "image_embeds"),
-                    ("caption", "plain_caption"),
-                    ("mode", "mode"),
-                    ("min_flavors", "min_flavors"),
-                    ("max_flavors", "max_flavors"),
-                    ("budget_ms", "budget_ms"),
-                ],
-                outputs: &[
-                    ("prompt", "prompt"),
-                    ("caption", "caption"),
-                    ("similarity", "similarity"),
-                    ("report", "report"),
-                ],
-            },
+            BOTH_PIXELS,
+            CLIP_IMAGE,
+            // Not the ensemble's own `caption`: Triton leaves out a step whose only output is one
+            // of the ensemble's that the client did not ask for, even when a later step needs
+            // it. The ranker hands the caption on.
+            captions!(
+                Captioner,
+                ("pixel_values", "caption_pixel_values"),
+                ["mode", "given_caption"],
+                "plain_caption"
+            ),
+            RANK,
         ],
     },
     Ensemble {
@@ -131,29 +155,8 @@ pub const ENSEMBLES: [Ensemble; 5] = [
         ],
         outputs: &["caption"],
         steps: &[
-            Step {
-                stage: StageKind::Preprocess,
-                inputs: &[("image", "image")],
-                outputs: &[("caption_pixel_values", "caption_pixel_values")],
-            },
-            Step {
-                stage: StageKind::Captioner,
-                inputs: &[
-                    ("pixel_values", "caption_pixel_values"),
-                    ("text", "text"),
-                    ("max_new_tokens", "max_new_tokens"),
-                    ("min_new_tokens", "min_new_tokens"),
-                    ("num_beams", "num_beams"),
-                    ("temperature", "temperature"),
-                    ("top_k", "top_k"),
-                    ("top_p", "top_p"),
-                    ("seed", "seed"),
-                    ("repetition_penalty", "repetition_penalty"),
-                    ("length_penalty", "length_penalty"),
-                    ("no_repeat_ngram_size", "no_repeat_ngram_size"),
-                ],
-                outputs: &[("caption", "caption")],
-            },
+            CAPTION_PIXELS,
+            captions!(Captioner, ("pixel_values", "caption_pixel_values"), ["text"], "caption"),
         ],
     },
     Ensemble {
@@ -162,11 +165,7 @@ pub const ENSEMBLES: [Ensemble; 5] = [
         outputs: &["label", "probability", "similarity"],
         steps: &[
             CLIP_PIXELS,
-            Step {
-                stage: StageKind::ClipImage,
-                inputs: &[("pixel_values", "clip_pixel_values")],
-                outputs: &[("image_embeds", "image_embeds")],
-            },
+            CLIP_IMAGE,
             Step {
                 stage: StageKind::Tagger,
                 inputs: &[
@@ -209,10 +208,55 @@ pub const ENSEMBLES: [Ensemble; 5] = [
     },
 ];
 
+/// Those of [`ENSEMBLES`] that caption, over a captioner in two stages.
+pub const SPLIT_ENSEMBLES: [Ensemble; 2] = [
+    Ensemble {
+        steps: &[
+            BOTH_PIXELS,
+            CLIP_IMAGE,
+            Step {
+                stage: StageKind::CaptionVision,
+                inputs: &[
+                    ("pixel_values", "caption_pixel_values"),
+                    ("mode", "mode"),
+                    ("given_caption", "given_caption"),
+                ],
+                outputs: &[("picture_embeds", "picture_embeds")],
+            },
+            captions!(
+                CaptionDecoder,
+                ("picture_embeds", "picture_embeds"),
+                ["mode", "given_caption"],
+                "plain_caption"
+            ),
+            RANK,
+        ],
+        ..ENSEMBLES[0]
+    },
+    Ensemble {
+        steps: &[
+            CAPTION_PIXELS,
+            Step {
+                stage: StageKind::CaptionVision,
+                inputs: &[("pixel_values", "caption_pixel_values")],
+                outputs: &[("picture_embeds", "picture_embeds")],
+            },
+            captions!(CaptionDecoder, ("picture_embeds", "picture_embeds"), ["text"], "caption"),
+        ],
+        ..ENSEMBLES[1]
+    },
+];
+
 impl Ensemble {
-    /// The ensemble of that name.
-    pub fn by_name(name: &str) -> Option<&'static Ensemble> {
-        ENSEMBLES.iter().find(|ensemble| ensemble.name == name)
+    /// Every ensemble there may be; of two with one name a repository has one.
+    pub fn all() -> impl Iterator<Item = &'static Ensemble> {
+        const ALL: [&[Ensemble]; 2] = [&ENSEMBLES, &SPLIT_ENSEMBLES];
+        ALL.into_iter().flatten()
+    }
+
+    /// Whether all its stages are among those of a repository.
+    pub fn is_possible(&self, has: impl Fn(StageKind) -> bool) -> bool {
+        self.steps.iter().all(|step| has(step.stage))
     }
 
     /// The ensemble's own signature, from the signatures of its stages.
@@ -254,7 +298,7 @@ mod tests {
 
     #[test]
     fn every_tensor_comes_from_somewhere() {
-        for ensemble in &ENSEMBLES {
+        for ensemble in Ensemble::all() {
             let mut known: Vec<&str> = ensemble.inputs.to_vec();
             for step in ensemble.steps {
                 let signature = step.stage.signature();

@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 pub mod caption_stream;
+pub mod caption_vision;
 pub mod captioner;
 pub mod clip_image;
 pub mod clip_text;
@@ -88,6 +89,10 @@ pub enum StageFile {
     ClipText(clip_text::ClipTextFile),
     /// [`captioner`].
     Captioner(captioner::CaptionerFile),
+    /// [`caption_vision`].
+    CaptionVision(caption_vision::CaptionVisionFile),
+    /// [`captioner`] behind a `caption_vision`.
+    CaptionDecoder(captioner::CaptionerFile),
     /// [`caption_stream`].
     CaptionStream(caption_stream::CaptionStreamFile),
     /// [`ranker`].
@@ -117,6 +122,12 @@ pub fn open(folder: &Path, parameters: &Parameters) -> Result<Box<dyn StageModel
         }
         StageFile::Captioner(file) => {
             Box::new(captioner::CaptionerModel::open(folder, file, parameters)?)
+        }
+        StageFile::CaptionVision(file) => {
+            Box::new(caption_vision::CaptionVisionModel::open(folder, file, parameters)?)
+        }
+        StageFile::CaptionDecoder(file) => {
+            Box::new(captioner::CaptionerModel::open_decoder(folder, file, parameters)?)
         }
         StageFile::CaptionStream(file) => {
             Box::new(caption_stream::CaptionStreamModel::open(folder, file, parameters)?)

@@ -91,6 +91,10 @@ pub enum StageKind {
     ClipText,
     /// The caption model: vision, qformer, decoder.
     Captioner,
+    /// The half of the caption model that reads no text: vision, qformer.
+    CaptionVision,
+    /// The other half, which reads what `caption_vision` makes.
+    CaptionDecoder,
     /// A picture to a caption, told as it is said: preprocessing and caption model in one.
     CaptionStream,
     /// CLIP Interrogator: label tables, chain, modes.
@@ -101,11 +105,13 @@ pub enum StageKind {
 
 impl StageKind {
     /// Every kind, in the order a request meets them.
-    pub const ALL: [StageKind; 7] = [
+    pub const ALL: [StageKind; 9] = [
         StageKind::Preprocess,
         StageKind::ClipImage,
         StageKind::ClipText,
         StageKind::Captioner,
+        StageKind::CaptionVision,
+        StageKind::CaptionDecoder,
         StageKind::CaptionStream,
         StageKind::Ranker,
         StageKind::Tagger,
@@ -118,6 +124,8 @@ impl StageKind {
             StageKind::ClipImage => "clip_image",
             StageKind::ClipText => "clip_text",
             StageKind::Captioner => "captioner",
+            StageKind::CaptionVision => "caption_vision",
+            StageKind::CaptionDecoder => "caption_decoder",
             StageKind::CaptionStream => "caption_stream",
             StageKind::Ranker => "ranker",
             StageKind::Tagger => "tagger",
@@ -138,6 +146,7 @@ impl StageKind {
         let pixel_values = |name| required(name, Fp32, vec![3, -1, -1]);
         let embeds = |name| required(name, Fp32, vec![-1]);
         let text = |name| required(name, Bytes, vec![1]);
+        let picture_embeds = required("picture_embeds", Fp32, vec![-1, -1]);
         let (inputs, outputs) = match self {
             StageKind::Preprocess => (
                 vec![text("image")],
@@ -151,15 +160,14 @@ impl StageKind {
                 (vec![pixel_values("pixel_values")], vec![embeds("image_embeds")])
             }
             StageKind::ClipText => (vec![text("text")], vec![embeds("text_embeds")]),
-            StageKind::Captioner => (
-                [
-                    vec![pixel_values("pixel_values"), optional("text", Bytes)],
-                    generation(),
-                    vec![optional("mode", Bytes), optional("given_caption", Bytes)],
-                ]
-                .concat(),
-                vec![text("caption")],
+            StageKind::Captioner => {
+                (captioner(pixel_values("pixel_values")), vec![text("caption")])
+            }
+            StageKind::CaptionVision => (
+                [vec![pixel_values("pixel_values")], caption_is_known()].concat(),
+                vec![picture_embeds.clone()],
             ),
+            StageKind::CaptionDecoder => (captioner(picture_embeds), vec![text("caption")]),
             StageKind::CaptionStream => (
                 [vec![text("image"), optional("text", Bytes)], generation()].concat(),
                 vec![text("caption")],
@@ -197,6 +205,16 @@ impl StageKind {
         };
         Signature { inputs, outputs, decoupled: self == StageKind::CaptionStream }
     }
+}
+
+/// What a captioner takes besides `picture`.
+fn captioner(picture: TensorSpec) -> Vec<TensorSpec> {
+    [vec![picture, optional("text", Dtype::Bytes)], generation(), caption_is_known()].concat()
+}
+
+/// What says that an item needs no caption: the mode, or a caption that is given.
+fn caption_is_known() -> Vec<TensorSpec> {
+    vec![optional("mode", Dtype::Bytes), optional("given_caption", Dtype::Bytes)]
 }
 
 /// How a caption is generated.

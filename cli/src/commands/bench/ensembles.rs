@@ -6,6 +6,7 @@ use std::sync::{Barrier, Mutex};
 use std::time::Instant;
 
 use imprompt_kserve::Client;
+use imprompt_stage::StageKind;
 use imprompt_stage::ensemble::Ensemble;
 use serde_json::{Value, json};
 
@@ -210,8 +211,12 @@ struct Counted {
 
 impl Statistics {
     fn of(client: Client, part: Part) -> Self {
-        let steps = Ensemble::by_name(part.name()).map_or(&[][..], |ensemble| ensemble.steps);
-        Statistics { client, stages: steps.iter().map(|step| step.stage.name()).collect() }
+        // Of all the ways the ensemble may be made: what a server has no stage for counts nothing.
+        let steps = Ensemble::all().filter(|ensemble| ensemble.name == part.name());
+        let steps: Vec<StageKind> =
+            steps.flat_map(|ensemble| ensemble.steps).map(|step| step.stage).collect();
+        let stages = StageKind::ALL.iter().filter(|kind| steps.contains(kind));
+        Statistics { client, stages: stages.map(|kind| kind.name()).collect() }
     }
 
     fn read(&self) -> Vec<Counted> {

@@ -230,22 +230,14 @@ impl<'w> GraphBuilder<'w> {
                 )));
             }
         };
-        let entry = |key: &str, value: String| proto::StringEntry {
-            key: Some(key.to_owned()),
-            value: Some(value),
+        let dims = shape.iter().map(|&d| d as i64).collect();
+        let piece = proto::External {
+            location: &weight.file,
+            offset: weight.offset,
+            length: weight.length,
         };
-        self.initializers.push(proto::Tensor {
-            dims: shape.iter().map(|&d| d as i64).collect(),
-            data_type: Some(data_type.number()),
-            name: Some(name.to_owned()),
-            raw_data: None,
-            external_data: vec![
-                entry("location", weight.file.clone()),
-                entry("offset", weight.offset.to_string()),
-                entry("length", weight.length.to_string()),
-            ],
-            data_location: Some(proto::EXTERNAL),
-        });
+        let tensor = proto::Tensor::stored(name.to_owned(), data_type.number(), dims, piece);
+        self.initializers.push(tensor);
         self.weight_files.insert(weight.file.clone());
         let value = Value(name.into());
         self.loaded.insert(name.to_owned(), value.clone());
@@ -411,8 +403,7 @@ impl<'w> GraphBuilder<'w> {
     #[must_use]
     pub fn finish(mut self) -> Graph {
         self.name_outputs();
-        let model = proto::Model {
-            ir_version: Some(if self.opset > 20 { 10 } else { 9 }),
+        let mut model = proto::Model {
             producer_name: Some("imprompt".to_owned()),
             producer_version: Some(env!("CARGO_PKG_VERSION").to_owned()),
             graph: Some(proto::Graph {
@@ -422,11 +413,9 @@ impl<'w> GraphBuilder<'w> {
                 input: self.inputs,
                 output: self.outputs.into_iter().map(|(_, info)| info).collect(),
             }),
-            opset_import: vec![proto::OperatorSet {
-                domain: Some(String::new()),
-                version: Some(self.opset),
-            }],
+            ..proto::Model::default()
         };
+        model.set_opset(self.opset);
         Graph { bytes: model.encode_to_vec(), weight_files: self.weight_files, opset: self.opset }
     }
 

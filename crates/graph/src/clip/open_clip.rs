@@ -167,6 +167,11 @@ fn read_text(section: &Section, activation: Activation) -> Result<Tower> {
         section.only(key, &[json!(false)])?;
     }
     refuse_variants(section)?;
+    text_tower(section, activation, EPSILON)
+}
+
+/// The sizes of a text tower, with open_clip's defaults.
+pub(super) fn text_tower(section: &Section, activation: Activation, epsilon: f32) -> Result<Tower> {
     let width = section.size("width", 512)?;
     let tower = Tower {
         width,
@@ -174,7 +179,7 @@ fn read_text(section: &Section, activation: Activation) -> Result<Tower> {
         layers: section.size("layers", 12)?,
         heads: section.size("heads", 8)?,
         activation,
-        epsilon: EPSILON,
+        epsilon,
     };
     check_heads(section, &tower)?;
     Ok(tower)
@@ -213,7 +218,7 @@ pub(super) fn refuse_if_set(section: &Section, key: &str, what: &str) -> Result<
 }
 
 /// `int(width * mlp_ratio)`.
-pub(super) fn hidden(section: &Section, width: usize) -> Result<usize> {
+fn hidden(section: &Section, width: usize) -> Result<usize> {
     let ratio = section.number("mlp_ratio", 4.0)?;
     let hidden = width as f64 * ratio;
     if (1.0..=f64::from(1 << 30)).contains(&hidden) {

@@ -12,8 +12,8 @@ use serde_json::{Value, json};
 
 use super::config::Tower;
 use super::open_clip::{
-    MODEL_HARMLESS, TEXT_HARMLESS, VISION_HARMLESS, both, check_heads, hidden, refuse_if_set,
-    square,
+    MODEL_HARMLESS, TEXT_HARMLESS, VISION_HARMLESS, both, check_heads, refuse_if_set, square,
+    text_tower,
 };
 use super::siglip::SiglipConfig;
 use crate::builder::Activation;
@@ -155,7 +155,6 @@ fn read_text(section: &Section) -> Result<Tower> {
     for key in ["embed_cls", "output_tokens", "final_ln_after_pool"] {
         section.only(key, &[json!(false)])?;
     }
-    let width = section.size("width", 512)?;
     let epsilon = match section.section("norm_kwargs")? {
         None => super::open_clip::EPSILON,
         Some(keys) => {
@@ -173,16 +172,7 @@ fn read_text(section: &Section) -> Result<Tower> {
             if is_tanh { GeluTanh } else { Gelu }
         }
     };
-    let tower = Tower {
-        width,
-        hidden: hidden(section, width)?,
-        layers: section.size("layers", 12)?,
-        heads: section.size("heads", 8)?,
-        activation,
-        epsilon,
-    };
-    check_heads(section, &tower)?;
-    Ok(tower)
+    text_tower(section, activation, epsilon)
 }
 
 /// Whether a linear layer follows the text tower.

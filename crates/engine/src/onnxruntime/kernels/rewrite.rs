@@ -24,7 +24,7 @@ pub(in super::super) fn rewrite(
     let Some(graph) = model.graph.as_mut() else { return Ok(Vec::new()) };
     replace_fused(graph);
     let weights = replace_linear(graph, folder)?;
-    drop_unused(graph);
+    graph.drop_unread();
     model
         .opset_import
         .push(onnx::OperatorSet { domain: Some(DOMAIN.to_owned()), version: Some(1) });
@@ -48,21 +48,16 @@ fn replace_fused(graph: &mut onnx::Graph) {
             output: vec![fused.output],
             name: node.name,
             op_type: Some(fused.operator),
-            attribute: fused.attributes.iter().map(|(name, value)| integer(name, *value)).collect(),
+            attribute: fused
+                .attributes
+                .iter()
+                .map(|(name, value)| onnx::Attribute::integer(name, *value))
+                .collect(),
             doc_string: None,
             domain: Some(DOMAIN.to_owned()),
         });
     }
     graph.node = nodes;
-}
-
-fn integer(name: &str, value: i64) -> onnx::Attribute {
-    onnx::Attribute {
-        name: Some(name.to_owned()),
-        i: Some(value),
-        kind: Some(onnx::ATTRIBUTE_INT),
-        ..onnx::Attribute::default()
-    }
 }
 
 /// Where things of a graph are.
@@ -111,7 +106,7 @@ impl<'g> Places<'g> {
     /// The node of type `operator` that is the only one to read `name`.
     fn reader(&self, name: &str, operator: &str) -> Option<usize> {
         match self.readers(name) {
-            [index] if is(self.node(*index), operator) => Some(*index),
+            [index] if self.node(*index).is(operator) => Some(*index),
             _ => None,
         }
     }
@@ -119,7 +114,7 @@ impl<'g> Places<'g> {
     /// The node of type `operator` that makes `name`.
     fn maker(&self, name: &str, operator: &str) -> Option<&'g onnx::Node> {
         let node = self.node(*self.producers.get(name)?);
-        is(node, operator).then_some(node)
+        node.is(operator).then_some(node)
     }
 
     /// The one value of a constant of one element.
@@ -147,7 +142,7 @@ impl<'g> Places<'g> {
     }
 
     fn floats(&self, tensor: &onnx::Tensor) -> Result<Option<StoredWeight>> {
-        let (Some((outputs, inputs)), Some(piece)) = (matrix(tensor), self.piece(tensor)?) else {
+        let (Some((outputs, inputs)), Some(piece)) = (tensor.matrix(), self.piece(tensor)?) else {
             return Ok(None);
         };
         let stored = match tensor.data_type {
@@ -166,7 +161,7 @@ impl<'g> Places<'g> {
         let (Some(values), Some(scales), None) = (find(0), find(1), node.input.get(2)) else {
             return Ok(None);
         };
-        let Some((outputs, inputs)) = matrix(values) else { return Ok(None) };
+        let Some((outputs, inputs)) = values.matrix() else { return Ok(None) };
         let kind = values.data_type;
         let (Some(values), Some(scales)) = (self.piece(values)?, self.piece(scales)?) else {
             return Ok(None);
@@ -181,28 +176,7 @@ impl<'g> Places<'g> {
 
     /// Where a tensor of a weight file lies; `None` of one that is in the graph.
     fn piece(&self, tensor: &onnx::Tensor) -> Result<Option<Piece>> {
-        let find = |key: &str| {
-            let entry = tensor.external_data.iter().find(|e| e.key.as_deref() == Some(key))?;
-            entry.value.as_deref()
-        };
-        let number = |key: &str| find(key).and_then(|text| text.parse().ok());
-        let (Some(location), Some(offset), Some(length)) =
-            (find("location"), number("offset"), number("length"))
-        else {
-            return Ok(None);
-        };
-        Piece::open(&self.folder.join(location), offset, length).map(Some)
-    }
-}
-
-fn is(node: &onnx::Node, operator: &str) -> bool {
-    node.op_type.as_deref() == Some(operator) && node.domain.as_deref().unwrap_or("").is_empty()
-}
-
-fn matrix(tensor: &onnx::Tensor) -> Option<(usize, usize)> {
-    match *tensor.dims {
-        [outputs, inputs] => Some((usize::try_from(outputs).ok()?, usize::try_from(inputs).ok()?)),
-        _ => None,
+        tensor.external().map(|piece| Piece::open(self.folder, piece)).transpose()
     }
 }
 
@@ -225,7 +199,7 @@ fn replace_linear(graph: &mut onnx::Graph, folder: &Path) -> Result<Vec<StoredWe
     let mut placed: HashMap<usize, onnx::Node> = HashMap::new();
     for index in 0..graph.node.len() {
         let node = places.node(index);
-        if !is(node, "Gemm") || !is_plain_transposed(node) {
+        if !node.is_linear() {
             continue;
         }
         let Some(weight) = places.weight(&node.input[1])? else { continue };
@@ -236,8 +210,8 @@ fn replace_linear(graph: &mut onnx::Graph, folder: &Path) -> Result<Vec<StoredWe
         taken.extend(&found.nodes);
         let last = found.nodes[found.nodes.len() - 1];
         let attributes = [
-            integer("weight", weights.len() as i64),
-            integer("activation", activation_number(found.activation)),
+            onnx::Attribute::integer("weight", weights.len() as i64),
+            onnx::Attribute::integer("activation", activation_number(found.activation)),
         ];
         weights.push(weight);
         let linear = onnx::Node {
@@ -258,12 +232,6 @@ fn replace_linear(graph: &mut onnx::Graph, folder: &Path) -> Result<Vec<StoredWe
     });
     graph.node = kept.collect();
     Ok(weights)
-}
-
-/// `A * B^T`, not scaled.
-fn is_plain_transposed(node: &onnx::Node) -> bool {
-    let [attribute] = node.attribute.as_slice() else { return false };
-    attribute.name.as_deref() == Some("transB") && attribute.i == Some(1)
 }
 
 /// The layer that begins with the `Gemm` at `index`.
@@ -314,7 +282,7 @@ fn activation(places: &Places<'_>, name: &str) -> Option<(Activation, Vec<usize>
     }
     // x * sigmoid(x), or x * sigmoid(1.702 x).
     let [first, last] = *places.readers(name) else { return None };
-    if !is(places.node(last), "Mul") {
+    if !places.node(last).is("Mul") {
         return None;
     }
     let (activation, sigmoid, nodes) = match places.node(first).op_type.as_deref()? {
@@ -333,31 +301,6 @@ fn activation(places: &Places<'_>, name: &str) -> Option<(Activation, Vec<usize>
     (places.readers(gate) == [last]).then_some((activation, nodes))
 }
 
-/// Takes what nobody reads any more out of the graph.
-fn drop_unused(graph: &mut onnx::Graph) {
-    loop {
-        let mut read: HashSet<&str> =
-            graph.output.iter().filter_map(|output| output.name.as_deref()).collect();
-        read.extend(graph.node.iter().flat_map(|node| &node.input).map(String::as_str));
-        let unused: HashSet<usize> = (graph.node.iter().enumerate())
-            .filter(|(_, node)| node.output.iter().all(|name| !read.contains(name.as_str())))
-            .map(|(index, _)| index)
-            .collect();
-        let is_read = |tensor: &onnx::Tensor| read.contains(tensor.name.as_deref().unwrap_or(""));
-        let initializers: Vec<bool> = graph.initializer.iter().map(is_read).collect();
-        if unused.is_empty() && initializers.iter().all(|read| *read) {
-            return;
-        }
-        let mut place = 0;
-        graph.node.retain(|_| {
-            place += 1;
-            !unused.contains(&(place - 1))
-        });
-        let mut initializers = initializers.into_iter();
-        graph.initializer.retain(|_| initializers.next().unwrap_or(true));
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -366,7 +309,7 @@ mod tests {
 
     fn node(operator: &str, inputs: &[&str], output: &str) -> onnx::Node {
         let attribute = match operator {
-            "Gemm" => vec![integer("transB", 1)],
+            "Gemm" => vec![onnx::Attribute::integer("transB", 1)],
             _ => Vec::new(),
         };
         onnx::Node {
@@ -388,23 +331,9 @@ mod tests {
     }
 
     /// `[2, 3]`, at the start of the file.
-    fn stored(name: &str, length: usize) -> onnx::Tensor {
-        let entry = |key: &str, value: String| onnx::StringEntry {
-            key: Some(key.to_owned()),
-            value: Some(value),
-        };
-        onnx::Tensor {
-            dims: vec![2, 3],
-            data_type: Some(onnx::FLOAT),
-            name: Some(name.to_owned()),
-            external_data: vec![
-                entry("location", FILE.to_owned()),
-                entry("offset", "0".to_owned()),
-                entry("length", length.to_string()),
-            ],
-            data_location: Some(onnx::EXTERNAL),
-            ..onnx::Tensor::default()
-        }
+    fn stored(name: &str, length: u64) -> onnx::Tensor {
+        let piece = onnx::External { location: FILE, offset: 0, length };
+        onnx::Tensor::stored(name.to_owned(), onnx::FLOAT, vec![2, 3], piece)
     }
 
     /// Operators and inputs of the nodes, how many weights there are, and the model.

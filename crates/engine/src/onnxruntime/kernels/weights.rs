@@ -6,6 +6,7 @@ use std::sync::Arc;
 use imprompt_error::{Error, Kind, Result};
 use imprompt_kernel::{Weight, Weights};
 use imprompt_mapping::{Mmap, map_shared};
+use imprompt_onnx::External;
 
 /// A piece of a file.
 #[derive(Clone, Debug)]
@@ -16,17 +17,21 @@ pub(in super::super) struct Piece {
 }
 
 impl Piece {
-    /// `length` bytes from `offset` on of `path`.
+    /// `piece` of a file in `folder`.
     ///
     /// # Errors
     /// `BadModel` naming the file when it is missing or ends before.
-    pub(super) fn open(path: &Path, offset: usize, length: usize) -> Result<Self> {
-        let file = map_shared(path).map_err(|error| match error.kind() {
+    pub(super) fn open(folder: &Path, piece: External<'_>) -> Result<Self> {
+        let External { location, offset, length } = piece;
+        let path = folder.join(location);
+        let file = map_shared(&path).map_err(|error| match error.kind() {
             Kind::NotFound => Error::bad_model(error.message()),
             _ => error,
         })?;
         match offset.checked_add(length) {
-            Some(end) if end <= file.len() => Ok(Piece { file, offset, length }),
+            Some(end) if end <= file.len() as u64 => {
+                Ok(Piece { file, offset: offset as usize, length: length as usize })
+            }
             _ => Err(Error::bad_model(format!(
                 "{}: a weight of {length} bytes at {offset} lies behind the end at {}",
                 path.display(),
