@@ -52,6 +52,8 @@ pub enum Command {
     Models(Models),
     /// Measure latency and throughput
     Bench(Bench),
+    /// Pack one ensemble as a model.tar.gz for SageMaker
+    Pack(Pack),
 }
 
 /// `imprompt build`.
@@ -339,6 +341,40 @@ pub struct Embed {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub place: Where,
+}
+
+/// `imprompt pack`.
+#[derive(Debug, Args)]
+#[command(after_long_help = "Examples:\n  \
+        imprompt pack models --ensemble interrogate --out interrogate.tar.gz\n  \
+        imprompt pack models --ensemble zero_shot --with-onnxruntime --out tags.tar.gz\n\n\
+        The package holds the ensemble, the stages it needs, and the backend's library under a name \
+        with its version, so that a multi-model endpoint never serves new weights with old code. \
+        Files that stages share are in it once. The same repository and library give the same bytes. \
+        imprompt.json, its last member, has the SHA-256 of every file; unpacked, a package is a repository.\n\n\
+        A single-model endpoint needs SAGEMAKER_TRITON_DEFAULT_MODEL_NAME set to the ensemble's name.")]
+pub struct Pack {
+    /// The repository
+    #[arg(value_name = "REPO")]
+    pub repository: PathBuf,
+    /// The ensemble to pack
+    #[arg(long, value_name = "NAME")]
+    pub ensemble: String,
+    /// The package to write
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
+    /// The backend's library [default: $IMPROMPT_BACKEND, or the one beside this command]
+    #[arg(long, value_name = "FILE")]
+    pub backend: Option<PathBuf>,
+    /// Put ONNX Runtime's library beside it, for images that have none or an older one
+    #[arg(long)]
+    pub with_onnxruntime: bool,
+    /// The ONNX Runtime library to put there [default: looked for]
+    #[arg(long, value_name = "FILE", requires = "with_onnxruntime")]
+    pub onnxruntime: Option<PathBuf>,
+    /// How hard gzip tries: 0 stores, 1 is fast, 9 is small. Weights hardly shrink
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(0..=9))]
+    pub compression: u32,
 }
 
 /// `imprompt vocabulary`.

@@ -18,7 +18,9 @@ use std::process::ExitCode;
 use clap::Parser as _;
 
 use crate::arguments::{Arguments, Command};
-use crate::commands::{bench, build, caption, embed, interrogate, models, serve, tag, vocabulary};
+use crate::commands::{
+    bench, build, caption, embed, interrogate, models, pack, serve, tag, vocabulary,
+};
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
@@ -32,6 +34,7 @@ fn main() -> ExitCode {
         Command::Vocabulary(arguments) => vocabulary::run(arguments),
         Command::Models(arguments) => models::run(arguments),
         Command::Bench(arguments) => bench::run(arguments),
+        Command::Pack(arguments) => pack::run(arguments),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

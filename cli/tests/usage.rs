@@ -20,6 +20,7 @@ fn help_is_as_written_down() {
         &["vocabulary", "add"],
         &["models"],
         &["bench"],
+        &["pack"],
     ];
     for command in commands {
         let help = imprompt_with(&[command, &["--help"][..]].concat());

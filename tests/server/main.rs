@@ -15,6 +15,7 @@ mod generation;
 mod goldens;
 mod library;
 mod lifecycle;
+mod package;
 mod statistics;
 mod stream;
 mod support;

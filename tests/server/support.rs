@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
@@ -46,11 +47,22 @@ pub struct Server {
 impl Server {
     /// Starts a server on `repositories`; it may have models that do not load.
     pub fn start(repositories: &[&Path], flags: &[&str]) -> Server {
+        Self::launch(repositories, flags, true)
+    }
+
+    /// Starts a server that has no backend and is told of no ONNX Runtime: the models bring both.
+    pub fn start_bare(repositories: &[&Path], flags: &[&str]) -> Server {
+        Self::launch(repositories, flags, false)
+    }
+
+    fn launch(repositories: &[&Path], flags: &[&str], has_backend: bool) -> Server {
         let binary = from_environment("IMPROMPT_TRITONSERVER");
         let folder = tempfile::tempdir().unwrap();
         let backend = folder.path().join("backends/imprompt");
         fs::create_dir_all(&backend).unwrap();
-        std::os::unix::fs::symlink(library(), backend.join("libtriton_imprompt.so")).unwrap();
+        if has_backend {
+            symlink(library(), backend.join("libtriton_imprompt.so")).unwrap();
+        }
         let [http, grpc, metrics] = free_ports();
         let mut command = Command::new("sh");
         command.args(["-c", KEEPER, "sh"]).arg(folder.path().join("log")).arg(binary);
@@ -66,6 +78,9 @@ impl Server {
             .args(flags)
             // Growth of memory is then that of the server, not of malloc's arenas.
             .env("MALLOC_ARENA_MAX", "2");
+        if !has_backend {
+            command.env_remove("IMPROMPT_ONNXRUNTIME");
+        }
         let mut keeper = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -238,7 +253,7 @@ pub fn demo_repository() -> PathBuf {
     from_environment("IMPROMPT_DEMO_REPOSITORY")
 }
 
-fn from_environment(variable: &str) -> PathBuf {
+pub fn from_environment(variable: &str) -> PathBuf {
     let value = std::env::var_os(variable).map(PathBuf::from);
     let value = value.unwrap_or_else(|| {
         panic!("{variable} is not set: run the tests through scripts/test, which sets up a server")

@@ -7,6 +7,7 @@ mod caption_stream;
 pub mod embed;
 pub mod interrogate;
 pub mod models;
+pub mod pack;
 pub mod run;
 pub mod serve;
 pub mod tag;

@@ -8,7 +8,10 @@ use crate::Parameters;
 
 /// ONNX Runtime, opened once a process.
 pub(crate) fn runtime(parameters: &Parameters) -> Result<&'static dyn Runtime> {
-    let search = LibrarySearch { path: parameters.onnxruntime.clone(), ..LibrarySearch::default() };
+    let search = LibrarySearch {
+        path: parameters.onnxruntime.clone(),
+        folders: parameters.library_folders.clone(),
+    };
     let options = OnnxRuntimeOptions { search, ..OnnxRuntimeOptions::default() };
     Ok(OnnxRuntime::open(&options)?)
 }

@@ -110,6 +110,9 @@ pub fn open(folder: &Path, parameters: &Parameters) -> Result<Box<dyn StageModel
     let text = files::text(folder, STAGE_FILE)?;
     let file: StageFile = serde_json::from_str(&text)
         .map_err(|error| Error::bad_model(format!("{STAGE_FILE}: {error}")))?;
+    let library_folders = [Some(folder), folder.parent()].into_iter().flatten();
+    let library_folders = library_folders.map(Path::to_owned).collect();
+    let parameters = &Parameters { library_folders, ..parameters.clone() };
     Ok(match file {
         StageFile::Preprocess(file) => {
             Box::new(preprocess::PreprocessModel::open(folder, &file, parameters)?)

@@ -16,6 +16,9 @@ pub struct Parameters {
     pub screen: bool,
     /// The ONNX Runtime library to open; none: looked for in the usual places.
     pub onnxruntime: Option<PathBuf>,
+    /// Folders that are looked into before those: of a model that brings its libraries. No key of
+    /// config.pbtxt: the stage's own folder, and the one it is in.
+    pub library_folders: Vec<PathBuf>,
     /// Most bytes of one encoded picture.
     pub max_image_bytes: usize,
     /// Most pixels on a picture's side.
@@ -41,6 +44,7 @@ impl Default for Parameters {
             kernels: true,
             screen: true,
             onnxruntime: None,
+            library_folders: Vec::new(),
             max_image_bytes: 20 << 20,
             max_image_side: 16_384,
             max_image_pixels: 64_000_000,
