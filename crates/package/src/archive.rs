@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::io::{self, Read, Write};
 
 use flate2::{Compression, GzBuilder, write::GzEncoder};
+use imprompt_repository::files::hex;
 use sha2::{Digest as _, Sha256};
 use tar::{Builder, EntryType, Header};
 
@@ -94,15 +95,8 @@ impl<'a, R> Hashing<'a, R> {
     }
 
     fn sha256(self) -> String {
-        self.hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+        hex(&self.hash.finalize())
     }
-}
-
-/// SHA-256 of `content`, in hexadecimal.
-pub(crate) fn sha256(content: impl Read) -> io::Result<String> {
-    let mut content = Hashing::new(content, &|_| ());
-    io::copy(&mut content, &mut io::sink())?;
-    Ok(content.sha256())
 }
 
 impl<R: Read> Read for Hashing<'_, R> {

@@ -5,7 +5,8 @@ use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use imprompt_error::{Error, Kind, Result};
+use imprompt_error::{Error, Result};
+use imprompt_repository::files::io;
 
 /// Where the bytes of a member come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,6 +17,17 @@ pub(crate) enum Content {
     File(PathBuf, u64),
     /// The member of that path, which comes before.
     Link(String),
+}
+
+impl Content {
+    /// Bytes that are to be read.
+    pub(crate) fn bytes(&self) -> u64 {
+        match self {
+            Content::Bytes(bytes) => bytes.len() as u64,
+            Content::File(_, bytes) => *bytes,
+            Content::Link(_) => 0,
+        }
+    }
 }
 
 /// The members, by their paths in the package.
@@ -34,8 +46,7 @@ impl Members {
     /// Adds the files of the folder `source`, and of those in it, as `path/...`.
     ///
     /// # Errors
-    /// [`Kind::NotFound`] and [`Kind::Internal`] naming what cannot be read;
-    /// [`Kind::Unsupported`] naming what is neither a file nor a folder, or has a name that a
+    /// Those of [`io`] naming what cannot be read; `Unsupported` naming what is neither a file nor a folder, or has a name that a
     /// package cannot have: a link could lead out of the repository.
     pub(crate) fn add_folder(&mut self, source: &Path, path: &str) -> Result<()> {
         let failed = |error: &std::io::Error| io("list", source, error);
@@ -82,17 +93,6 @@ impl Members {
         self.all.insert(path, Listed::Bytes(bytes));
     }
 
-    /// Bytes that are to be read.
-    pub(crate) fn total(&self) -> u64 {
-        let contents = self.contents();
-        let lengths = contents.iter().map(|(_, content)| match content {
-            Content::Bytes(bytes) => bytes.len() as u64,
-            Content::File(_, bytes) => *bytes,
-            Content::Link(_) => 0,
-        });
-        lengths.sum()
-    }
-
     /// Every member in the order of the package. Of several that are one file the first has the
     /// bytes.
     pub(crate) fn contents(&self) -> Vec<(&str, Content)> {
@@ -110,13 +110,4 @@ impl Members {
         let members = self.all.iter().map(|(path, listed)| (path.as_str(), listed));
         members.map(|(path, listed)| (path, content(path, listed))).collect()
     }
-}
-
-/// An I/O failure: what was done to which path.
-pub(crate) fn io(doing: &str, path: &Path, error: &std::io::Error) -> Error {
-    let kind = match error.kind() {
-        std::io::ErrorKind::NotFound => Kind::NotFound,
-        _ => Kind::Internal,
-    };
-    Error::new(kind, format!("{}: {doing}: {error}", path.display()))
 }

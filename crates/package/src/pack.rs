@@ -1,23 +1,17 @@
 //! From a repository and the name of an ensemble to a package.
 
-use std::collections::HashMap;
 use std::fs::File;
 use std::io::BufWriter;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
-use crate::archive::{Archive, sha256};
-use crate::members::{Content, Members, io};
+use crate::archive::Archive;
+use crate::members::{Content, Members};
 use imprompt_error::{Error, Result};
-use imprompt_repository::{FileEntry, Manifest, Progress, Unit};
+use imprompt_repository::files::{io, sha256};
+use imprompt_repository::{CONFIG, FileEntry, MANIFEST, Manifest, Progress, Unit};
 use imprompt_stage::StageKind;
 use imprompt_stage::ensemble::Ensemble;
-
-/// Triton's configuration of a model.
-const CONFIG: &str = "config.pbtxt";
-
-/// The manifest of a repository, and of a package.
-const MANIFEST: &str = "imprompt.json";
 
 /// The line of a stage's configuration that names the backend.
 const BACKEND_LINE: &str = "backend: \"imprompt\"\n";
@@ -103,33 +97,35 @@ fn write(
     let mut file = tempfile::NamedTempFile::new_in(parent.unwrap_or(Path::new(".")))
         .map_err(|error| failed(&error))?;
     let mut archive = Archive::new(BufWriter::new(file.as_file_mut()), request.level);
-    progress.start(&format!("packing {}", request.ensemble), members.total(), Unit::Bytes);
+    let contents = members.contents();
+    let total = contents.iter().map(|(_, content)| content.bytes()).sum();
+    progress.start(&format!("packing {}", request.ensemble), total, Unit::Bytes);
     let advance = |bytes| progress.advance(bytes);
-    let mut hashes: HashMap<String, (u64, String)> = HashMap::new();
     manifest.files.clear();
-    for (path, content) in members.contents() {
-        let (bytes, sha256) = match content {
+    for (path, content) in contents {
+        let path = path.to_owned();
+        let bytes = content.bytes();
+        let entry = match content {
             Content::Link(first) => {
-                archive.link(path, &first).map_err(|error| failed(&error))?;
-                hashes.get(&first).cloned().unwrap_or_default()
+                archive.link(&path, &first).map_err(|error| failed(&error))?;
+                let linked = manifest.files.iter().find(|file| file.path == first);
+                let lost = || Error::internal(format!("{path}: a link to no member"));
+                FileEntry { path: path.clone(), ..linked.cloned().ok_or_else(lost)? }
             }
             Content::Bytes(content) => {
-                let bytes = content.len() as u64;
-                let hash = archive.file(path, content.as_slice(), bytes, &advance);
-                (bytes, hash.map_err(|error| failed(&error))?)
+                let hash = archive.file(&path, content.as_slice(), bytes, &advance);
+                FileEntry { path, bytes, sha256: Some(hash.map_err(|error| failed(&error))?) }
             }
-            Content::File(source, bytes) => {
+            Content::File(source, _) => {
                 let content = File::open(&source).map_err(|error| io("open", &source, &error))?;
-                let hash = archive.file(path, content, bytes, &advance);
-                (bytes, hash.map_err(|error| io("pack", &source, &error))?)
+                let hash = archive.file(&path, content, bytes, &advance);
+                let hash = hash.map_err(|error| io("pack", &source, &error))?;
+                FileEntry { path, bytes, sha256: Some(hash) }
             }
         };
-        hashes.insert(path.to_owned(), (bytes, sha256.clone()));
-        manifest.files.push(FileEntry { path: path.to_owned(), bytes, sha256: Some(sha256) });
+        manifest.files.push(entry);
     }
-    let mut text = serde_json::to_string_pretty(manifest)
-        .map_err(|error| Error::internal(format!("{MANIFEST}: {error}")))?;
-    text.push('\n');
+    let text = manifest.to_text()?;
     archive
         .file(MANIFEST, text.as_bytes(), text.len() as u64, &|_| ())
         .and_then(|_| archive.finish())
@@ -147,8 +143,7 @@ fn write(
 
 /// `libtriton_imprompt-VERSION-HASH.so`: another library has another name.
 fn library_name(library: &Path) -> Result<String> {
-    let file = File::open(library).map_err(|error| io("open", library, &error))?;
-    let hash = sha256(file).map_err(|error| io("read", library, &error))?;
+    let hash = sha256(library)?;
     Ok(format!("libtriton_imprompt-{}-{}.so", env!("CARGO_PKG_VERSION"), &hash[..12]))
 }
 

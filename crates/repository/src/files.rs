@@ -15,7 +15,7 @@ use crate::progress::{Progress, Unit};
 const COPY_BLOCK: usize = 1 << 20;
 
 /// An I/O failure as this project's error: what was done to which path.
-pub(crate) fn io(doing: &str, path: &Path, error: &std::io::Error) -> Error {
+pub fn io(doing: &str, path: &Path, error: &std::io::Error) -> Error {
     let kind = match error.kind() {
         std::io::ErrorKind::NotFound => Kind::NotFound,
         std::io::ErrorKind::OutOfMemory => return Error::out_of_memory(path.display()),
@@ -54,7 +54,10 @@ fn readable(file: &fs::File) -> std::io::Result<()> {
 }
 
 /// SHA-256 of a whole file, in hexadecimal, reading a block at a time.
-pub(crate) fn sha256(path: &Path) -> Result<String> {
+///
+/// # Errors
+/// Those of [`io`].
+pub fn sha256(path: &Path) -> Result<String> {
     let mut file = fs::File::open(path).map_err(|error| io("open", path, &error))?;
     let mut hasher = Sha256::new();
     let mut block = vec![0; COPY_BLOCK];
@@ -67,7 +70,8 @@ pub(crate) fn sha256(path: &Path) -> Result<String> {
     }
 }
 
-pub(crate) fn hex(bytes: &[u8]) -> String {
+/// Bytes as hexadecimal digits.
+pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

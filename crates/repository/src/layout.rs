@@ -6,10 +6,10 @@ use std::path::Path;
 pub(crate) const VERSION: &str = "1";
 
 /// The manifest of a repository.
-pub(crate) const MANIFEST: &str = "imprompt.json";
+pub const MANIFEST: &str = "imprompt.json";
 
 /// Triton's configuration of a model.
-pub(crate) const CONFIG: &str = "config.pbtxt";
+pub const CONFIG: &str = "config.pbtxt";
 
 /// Keeps an ensemble's empty version folder in archives and object stores,
 /// which have no empty folders.

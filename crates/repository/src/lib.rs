@@ -4,7 +4,7 @@
 
 mod build;
 pub mod config;
-mod files;
+pub mod files;
 mod in_process;
 mod layout;
 mod manifest;
@@ -21,6 +21,7 @@ pub use build::{BuildRequest, build, check_architecture, check_target};
 pub use imprompt_graph::family;
 pub use imprompt_graph::weights::WEIGHT_FILES;
 pub use in_process::InProcess;
+pub use layout::{CONFIG, MANIFEST};
 pub use manifest::{FileEntry, Manifest, Source, TableEntry};
 pub use precision::{Bits, Precision, PrecisionChoice};
 pub use progress::{Progress, Silent, Unit};

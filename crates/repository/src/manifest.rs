@@ -126,10 +126,18 @@ impl Manifest {
         self.files.clear();
         self.list(repository, "")?;
         self.files.sort_by(|one, other| one.path.cmp(&other.path));
+        files::write(&repository.join(MANIFEST), self.to_text()?.as_bytes())
+    }
+
+    /// What stands in the file.
+    ///
+    /// # Errors
+    /// [`Kind::Internal`] when it cannot be written as JSON.
+    pub fn to_text(&self) -> Result<String> {
         let mut text = serde_json::to_string_pretty(self)
             .map_err(|error| Error::internal(format!("{MANIFEST}: {error}")))?;
         text.push('\n');
-        files::write(&repository.join(MANIFEST), text.as_bytes())
+        Ok(text)
     }
 
     fn list(&mut self, root: &Path, under: &str) -> Result<()> {
