@@ -105,8 +105,9 @@ impl Captioner {
         runtime: &dyn Runtime,
         options: &CaptionerOptions,
     ) -> Result<Self> {
-        let encoder = PictureEncoder::open(folder, &facts, runtime, &options.engine)?;
+        // First what refuses options that leave no room, before anything is opened.
         let decoder = Self::open_decoder(folder, facts, runtime, options)?;
+        let encoder = PictureEncoder::open(folder, &decoder.facts, runtime, &options.engine)?;
         Ok(Captioner { encoder: Some(encoder), ..decoder })
     }
 
