@@ -36,14 +36,14 @@ use crate::builder::{Attribute, Dim, GraphBuilder, Type, Value};
 pub(crate) struct Heads {
     pub(crate) count: usize,
     pub(crate) width: usize,
-    /// What the scores are multiplied by.
-    pub(crate) scale: f32,
+    /// Whether scores are divided by the root of `width`; else they stay as they are.
+    pub(crate) is_scaled: bool,
 }
 
 impl Heads {
     /// Heads whose scores are divided by the root of their width.
     pub(crate) fn scaled(count: usize, width: usize) -> Self {
-        Heads { count, width, scale: (width as f32).sqrt().recip() }
+        Heads { count, width, is_scaled: true }
     }
 
     /// Width of all heads together.
@@ -87,7 +87,8 @@ impl Heads {
     ) -> Value {
         let mut inputs = vec![query, key, value];
         inputs.extend(mask);
-        let context = g.node("Attention", &inputs, &[("scale", Attribute::Float(self.scale))]);
+        let scale = if self.is_scaled { (self.width as f32).sqrt().recip() } else { 1.0 };
+        let context = g.node("Attention", &inputs, &[("scale", Attribute::Float(scale))]);
         let context = g.transpose(&context, &[0, 2, 1, 3]);
         g.reshape(&context, &[-1, self.all() as i64])
     }
@@ -119,6 +120,18 @@ impl Inputs {
     }
 }
 
+/// What an attention of a step sees.
+struct Seen<'v> {
+    /// `[batch, heads, max_length, head_dim]`.
+    key: &'v Value,
+    /// As `key`.
+    value: &'v Value,
+    /// Where not all of it is looked at: a tensor with an element for each position that is, and
+    /// their number, `[1]`.
+    first: Option<(&'v Value, &'v Value)>,
+    mask: Option<&'v Value>,
+}
+
 /// What the layers of one run share.
 #[derive(Debug)]
 pub(crate) struct Step {
@@ -134,9 +147,10 @@ pub(crate) struct Step {
     write_index: Value,
     lengths: Value,
     key_positions: Value,
-    /// Which keys a position sees: truth values, or what its scores are raised
-    /// by; broadcasts to `[batch, heads, count, keys]`.
+    /// Which keys a position sees: truth values `[batch, 1, count, keys]`, or what its scores are
+    /// raised by `[batch, heads, count, keys]`.
     mask: Value,
+    is_raised: bool,
 }
 
 impl Step {
@@ -165,6 +179,7 @@ impl Step {
             lengths: inputs.lengths.clone(),
             key_positions: inputs.key_positions.clone(),
             mask,
+            is_raised: false,
         }
     }
 
@@ -188,6 +203,7 @@ impl Step {
     pub(crate) fn add_bias(&mut self, g: &mut GraphBuilder<'_>, bias: &Value) {
         let lowest = g.lowest();
         self.mask = g.select(&self.mask, bias, &lowest);
+        self.is_raised = true;
     }
 
     /// Attention of the appended positions, whose queries, keys and values are
@@ -198,7 +214,6 @@ impl Step {
         layer: usize,
         [query, key, value]: [&Value; 3],
     ) -> Value {
-        let query = Heads::part(g, query, &self.head_shape);
         let shape = [
             "batch".into(),
             Dim::Fixed(self.heads.count),
@@ -210,11 +225,20 @@ impl Step {
             let new = Heads::part(g, new, &self.head_shape);
             let present = g.tensor_scatter(&past, &new, &self.write_index, 2);
             g.output(&present, &format!("present.{layer}.{kind}"), Type::F32, &shape);
-            let start = g.ints(&[0]);
-            g.slice(&present, &start, &self.keys, 2)
+            present
         };
         let (key, value) = (cached("key", key), cached("value", value));
-        self.heads.attend(g, [&query, &key, &value], Some(&self.mask))
+        let seen = Seen {
+            key: &key,
+            value: &value,
+            first: Some((&self.key_positions, &self.keys)),
+            mask: Some(&self.mask),
+        };
+        // No operator of an engine's own raises scores.
+        match self.is_raised {
+            true => self.look(g, query, &seen),
+            false => self.fused(g, query, &seen),
+        }
     }
 
     /// Attention of the appended positions, whose queries are rows, to the
@@ -226,20 +250,44 @@ impl Step {
         query: &Value,
         memory: &Memory,
     ) -> Value {
-        let query = Heads::part(g, query, &self.head_shape);
         let shape = memory.shape(&self.heads);
-        let mut read = |kind: &str| {
-            let whole = g.input(&format!("memory.{layer}.{kind}"), Type::F32, &shape);
-            match &memory.text {
-                None => whole,
-                Some(text) => {
-                    let start = g.ints(&[0]);
-                    g.slice(&whole, &start, &text.keys, 2)
-                }
+        let mut input = |kind: &str| g.input(&format!("memory.{layer}.{kind}"), Type::F32, &shape);
+        let (key, value) = (input("key"), input("value"));
+        let text = memory.text.as_ref();
+        let seen = Seen {
+            key: &key,
+            value: &value,
+            first: text.map(|text| (&text.positions, &text.keys)),
+            mask: text.map(|text| &text.mask),
+        };
+        self.fused(g, query, &seen)
+    }
+
+    /// [`Self::look`], marked as the one operator that an engine may have: `CachedAttention` of the
+    /// rows of queries, keys, values, the positions that are looked at and the mask.
+    fn fused(&self, g: &mut GraphBuilder<'_>, query: &Value, seen: &Seen<'_>) -> Value {
+        let first = seen.first.map(|(positions, _)| positions);
+        let inputs = [Some(query), Some(seen.key), Some(seen.value), first, seen.mask];
+        let attributes = [
+            ("heads", self.heads.count as i64),
+            ("head_dim", self.heads.width as i64),
+            ("scaled", i64::from(self.heads.is_scaled)),
+        ];
+        g.fused("CachedAttention", &inputs, &attributes, |g| self.look(g, query, seen))
+    }
+
+    /// Attention of rows of queries to what they see.
+    fn look(&self, g: &mut GraphBuilder<'_>, query: &Value, seen: &Seen<'_>) -> Value {
+        let query = Heads::part(g, query, &self.head_shape);
+        let mut read = |whole: &Value| match seen.first {
+            None => whole.clone(),
+            Some((_, count)) => {
+                let start = g.ints(&[0]);
+                g.slice(whole, &start, count, 2)
             }
         };
-        let (key, value) = (read("key"), read("value"));
-        self.heads.attend(g, [&query, &key, &value], memory.text.as_ref().map(|text| &text.mask))
+        let (key, value) = (read(seen.key), read(seen.value));
+        self.heads.attend(g, [&query, &key, &value], seen.mask)
     }
 
     /// Of the rows of all appended positions those of the last real ones:
@@ -281,6 +329,8 @@ pub(crate) struct Memory {
 /// A memory whose length depends on a text.
 #[derive(Debug)]
 struct MemoryText {
+    /// `[memory_keys]`.
+    positions: Value,
     /// How many of its positions are read, `[1]`.
     keys: Value,
     /// Which of them are real, `[batch, 1, count, keys]`.
@@ -300,7 +350,7 @@ impl Memory {
         let lengths = g.input("memory_lengths", Type::I64, &["batch".into()]);
         let mask = real_keys(g, &positions, &lengths, &step.count);
         let keys = g.dim(&positions, 0);
-        Memory { length: None, text: Some(MemoryText { keys, mask }) }
+        Memory { length: None, text: Some(MemoryText { positions, keys, mask }) }
     }
 
     fn shape(&self, heads: &Heads) -> [Dim<'static>; 4] {

@@ -118,7 +118,7 @@ impl T5 {
 
     /// Heads, whose scores are not scaled.
     fn heads(&self) -> Heads {
-        Heads { count: self.heads, width: self.d_kv, scale: 1.0 }
+        Heads { count: self.heads, width: self.d_kv, is_scaled: false }
     }
 
     /// Writes the memory graph: the encoder over `picture_embeds` f32

@@ -16,6 +16,7 @@
 //! whether this processor can run them; where not, the caller has another way.
 
 mod attention;
+mod cached;
 #[cfg(target_arch = "x86_64")]
 mod dot;
 mod finish;
@@ -29,6 +30,7 @@ mod rounded;
 mod tile;
 
 pub use attention::{PrefixAttention, Queries};
+pub use cached::CachedAttention;
 pub use finish::{Activation, Finish};
 pub use linear::{Linear, Parallel, Serial, Weight, Weights};
 

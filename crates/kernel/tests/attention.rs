@@ -1,6 +1,6 @@
-//! Attention behind a prefix against float64.
+//! Attention behind a prefix, and to a cache, against float64.
 
-use imprompt_kernel::{PrefixAttention, Queries, Serial};
+use imprompt_kernel::{CachedAttention, PrefixAttention, Queries, Serial};
 
 fn noise(count: usize, seed: u64) -> Vec<f32> {
     let wave = |i: usize| ((i as u64 * 7919 + seed * 104_729) % 4099) as f32 / 2048.0 - 1.0;
@@ -84,4 +84,79 @@ fn an_index_behind_the_sequence_is_refused() {
         length: 2,
     };
     attention.run(Queries::Pooled(&ones[..2], &[2]), &mut [0.0; 2], &Serial);
+}
+
+/// `sequences` of `each` queries, of which each sees one position more than the one before.
+fn check_cached([heads, dim]: [usize; 2], [sequences, each]: [usize; 2], length: usize) {
+    let (width, max_length) = (heads * dim, length + 3);
+    let slots = sequences * width * max_length;
+    let (mut keys, mut values) = (noise(slots, 1), noise(slots, 2));
+    let queries = noise(sequences * each * width, 3);
+    let sees =
+        |query: usize, at: usize| at != 1 && at <= (length - 1).saturating_sub(each - 1 - query);
+    let row = |query: usize| (0..length).map(move |at| sees(query, at) || length < each);
+    let mask: Vec<bool> = (0..sequences).flat_map(|_| (0..each).flat_map(row)).collect();
+    // What nobody sees may be anything.
+    for at in (0..slots / dim).filter(|at| at % max_length >= length) {
+        keys[at * dim..][..dim].fill(f32::NAN);
+        values[at * dim..][..dim].fill(f32::NAN);
+    }
+    for mask in [None, Some(&mask[..])] {
+        let attention = CachedAttention {
+            heads,
+            head_dim: dim,
+            max_length,
+            keys: &keys,
+            values: &values,
+            length,
+            mask,
+            scale: 0.3,
+        };
+        let mut found = vec![f32::NAN; queries.len()];
+        attention.run(&queries, &mut found, &Serial);
+        for (index, found) in found.into_iter().enumerate() {
+            let (row, head, column) = (index / width, index % width / dim, index % dim);
+            let query = &queries[row * width + head * dim..][..dim];
+            let slot = (row / each * heads + head) * max_length;
+            let (mut total, mut sum) = (0.0, 0.0);
+            for at in (0..length).filter(|at| mask.is_none_or(|mask| mask[row * length + at])) {
+                let key = &keys[(slot + at) * dim..][..dim];
+                let dot = |(q, k): (&f32, &f32)| f64::from(*q) * f64::from(*k);
+                let weight =
+                    (query.iter().zip(key).map(dot).sum::<f64>() * f64::from(0.3f32)).exp();
+                total += weight;
+                sum += weight * f64::from(values[(slot + at) * dim + column]);
+            }
+            let right = sum / total;
+            assert!((f64::from(found) - right).abs() < 2e-6, "{row}, {head}: {found}, {right}");
+        }
+    }
+}
+
+#[test]
+fn queries_see_their_positions_of_the_cache() {
+    for shape in [[1, 64], [3, 20], [2, 7], [12, 80], [2, 128]] {
+        for rows in [[1, 1], [3, 1], [2, 5]] {
+            for length in [3, 16, 40, 577] {
+                check_cached(shape, rows, length);
+            }
+        }
+    }
+}
+
+#[test]
+#[should_panic]
+fn a_mask_of_other_rows_is_refused() {
+    let ones = [1.0; 4];
+    let attention = CachedAttention {
+        heads: 1,
+        head_dim: 2,
+        max_length: 2,
+        keys: &ones,
+        values: &ones,
+        length: 2,
+        mask: Some(&[true]),
+        scale: 1.0,
+    };
+    attention.run(&ones[..2], &mut [0.0; 2], &Serial);
 }

@@ -360,17 +360,17 @@ impl<'w> GraphBuilder<'w> {
     }
 
     /// Marks the nodes that `build` adds as one operator that an engine may have: `operator`
-    /// of `inputs` and integer attributes, giving what `build` gives.
+    /// of `inputs` (`None`: left out) and integer attributes, giving what `build` gives.
     pub fn fused(
         &mut self,
         operator: &str,
-        inputs: &[&Value],
+        inputs: &[Option<&Value>],
         attributes: &[(&str, i64)],
         build: impl FnOnce(&mut Self) -> Value,
     ) -> Value {
         let first = self.nodes.len();
         let output = build(self);
-        let name = |value: &&Value| value.name().to_owned();
+        let name = |value: &Option<&Value>| value.map_or(String::new(), |v| v.name().to_owned());
         let fused = Fused {
             operator: operator.to_owned(),
             inputs: inputs.iter().map(name).collect(),
@@ -437,11 +437,16 @@ impl<'w> GraphBuilder<'w> {
         for (value, target) in copied {
             self.emit("Identity", &[&value], &[target], &[]);
         }
+        let rename = |name: &mut String| {
+            if let Some(target) = renamed.get(name) {
+                name.clone_from(target);
+            }
+        };
         for node in &mut self.nodes {
-            for name in node.input.iter_mut().chain(&mut node.output) {
-                if let Some(target) = renamed.get(name) {
-                    name.clone_from(target);
-                }
+            node.input.iter_mut().chain(&mut node.output).for_each(rename);
+            if let Some(mut fused) = node.doc_string.as_deref().and_then(Fused::parse) {
+                fused.inputs.iter_mut().chain([&mut fused.output]).for_each(rename);
+                node.doc_string = Some(fused.to_string());
             }
         }
     }

@@ -53,7 +53,7 @@ pub fn graph(config: &ClipConfig, weights: &WeightIndex) -> Result<Graph> {
             [&query, &key, &value, &inputs.prefix_keys, &inputs.prefix_values, &inputs.last_index];
         let attributes =
             [("heads", tower.heads as i64), ("layer", index as i64), ("pooled", i64::from(last))];
-        let attended = graph.fused("PrefixAttention", &given, &attributes, |graph| {
+        let attended = graph.fused("PrefixAttention", &given.map(Some), &attributes, |graph| {
             let prefix = inputs.prefix(graph, index);
             let mut attention = Attention { tower, sizes: &sizes, prefix, graph };
             let heads = [&query, &key, &value].map(|rows| attention.heads_first(rows));

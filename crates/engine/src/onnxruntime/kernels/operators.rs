@@ -1,10 +1,12 @@
-//! The operators: `Linear` and `PrefixAttention`.
+//! The operators: `Linear`, `PrefixAttention` and `CachedAttention`.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use imprompt_kernel::{Activation, Finish, Linear, Parallel, PrefixAttention, Queries};
+use imprompt_kernel::{
+    Activation, CachedAttention, Finish, Linear, Parallel, PrefixAttention, Queries,
+};
 use ort::operator::{
     ComputeContext, Kernel, KernelContext, Operator, OperatorDomain, OperatorInput, OperatorOutput,
 };
@@ -27,7 +29,8 @@ pub(in super::super) fn domain(
     };
     OperatorDomain::new(DOMAIN)?
         .add(LinearOperator { weights: weights.into(), threads })?
-        .add(AttentionOperator { threads })
+        .add(AttentionOperator { threads })?
+        .add(CacheOperator { threads })
 }
 
 const ACTIVATIONS: [Activation; 5] = [
@@ -244,6 +247,86 @@ impl Kernel for AttentionKernel {
             let mut out = context.output(0, shape.to_vec())?.ok_or_else(|| missing("output"))?;
             let (_, out) = out.try_extract_tensor_mut::<f32>()?;
             attention.run(queries, out, &Pool { context, threads: self.threads });
+            Ok(())
+        })
+    }
+}
+
+/// `CachedAttention(query, keys, values, positions?, mask?)`, of the attributes `heads`, `head_dim`
+/// and `scaled`, as `crates/graph` writes it for decoders.
+struct CacheOperator {
+    threads: usize,
+}
+
+struct CacheKernel {
+    heads: usize,
+    head_dim: usize,
+    scaled: bool,
+    threads: usize,
+}
+
+impl Operator for CacheOperator {
+    type Kernel<'attr> = CacheKernel;
+
+    fn name(&self) -> &str {
+        "CachedAttention"
+    }
+
+    fn inputs(&self) -> impl IntoIterator<Item = OperatorInput> {
+        let [a, b, c] = [(); 3].map(|()| OperatorInput::required(F32));
+        let positions = OperatorInput::optional(TensorElementType::Int64);
+        [a, b, c, positions, OperatorInput::optional(TensorElementType::Bool)]
+    }
+
+    fn outputs(&self) -> impl IntoIterator<Item = OperatorOutput> {
+        [OperatorOutput::required(F32)]
+    }
+
+    fn create_kernel<'attr>(
+        &self,
+        context: &KernelContext<'attr>,
+    ) -> ort::Result<Self::Kernel<'attr>> {
+        Ok(CacheKernel {
+            heads: attribute(context, "heads")?,
+            head_dim: attribute(context, "head_dim")?,
+            scaled: attribute(context, "scaled")? == 1,
+            threads: self.threads,
+        })
+    }
+}
+
+impl Kernel for CacheKernel {
+    fn compute(&mut self, context: &ComputeContext) -> ort::Result<()> {
+        guarded(|| {
+            let given = |index| context.input(index)?.ok_or_else(|| missing("input"));
+            let (query, keys, values) = (given(0)?, given(1)?, given(2)?);
+            let (positions, mask) = (context.input(3)?, context.input(4)?);
+            let (shape, query) = floats(&query)?;
+            let (slab, keys) = floats(&keys)?;
+            let (_, values) = floats(&values)?;
+            let [_, heads, max_length, head_dim] = *slab else { return Err(missing("cache")) };
+            if (heads, head_dim) != (self.heads as i64, self.head_dim as i64) {
+                return Err(ort::Error::new(format!(
+                    "a cache of {heads} heads of {head_dim}, not {} of {}",
+                    self.heads, self.head_dim
+                )));
+            }
+            let length = positions
+                .map(|positions| positions.try_extract_tensor::<i64>().map(|(_, all)| all.len()));
+            let mask = mask.as_ref().map(|mask| mask.try_extract_tensor::<bool>()).transpose()?;
+            let attention = CachedAttention {
+                heads: self.heads,
+                head_dim: self.head_dim,
+                max_length: max_length as usize,
+                keys,
+                values,
+                length: length.transpose()?.unwrap_or(max_length as usize),
+                mask: mask.map(|(_, mask)| mask),
+                scale: if self.scaled { (self.head_dim as f32).sqrt().recip() } else { 1.0 },
+            };
+            let mut out = context.output(0, shape.to_vec())?.ok_or_else(|| missing("output"))?;
+            let (_, out) = out.try_extract_tensor_mut::<f32>()?;
+            attention.run(query, out, &Pool { context, threads: self.threads });
             Ok(())
         })
     }
