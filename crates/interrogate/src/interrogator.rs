@@ -1,5 +1,7 @@
 //! The interrogator: a picture's embedding in, a prompt out.
 
+use std::time::Instant;
+
 use imprompt_error::{Cancellation, Error, Result};
 
 use crate::budget::Budget;
@@ -7,7 +9,7 @@ use crate::chain::{Chained, Direction, Phrase, chain};
 use crate::encoder::PromptEncoder;
 use crate::modes::{Ranked, Ranking};
 use crate::rank::{first_greatest, rank};
-use crate::report::{Candidate, Report, Source, Term};
+use crate::report::{Candidate, Report, Seconds, Source, Term};
 use crate::request::{FlavorCounts, Mode, Request};
 use crate::step::{ChainStep, Choice, checked};
 use crate::vocabulary::{Merged, Table, Vocabulary};
@@ -57,6 +59,8 @@ pub struct Outcome {
     pub similarity: f32,
     /// How the prompt came about.
     pub report: Report,
+    /// How long it took.
+    pub seconds: Seconds,
 }
 
 /// Makes prompts for pictures from the tables of one vocabulary.
@@ -72,6 +76,14 @@ pub(crate) struct View<'a> {
     pub(crate) encoder: &'a mut dyn PromptEncoder,
     pub(crate) cancel: &'a dyn Cancellation,
     pub(crate) budget: &'a Budget<'a>,
+    seconds: Seconds,
+}
+
+/// What `work` gives, and its seconds.
+fn timed<T>(work: impl FnOnce() -> T) -> (T, f64) {
+    let start = Instant::now();
+    let result = work();
+    (result, start.elapsed().as_secs_f64())
 }
 
 impl View<'_> {
@@ -87,13 +99,16 @@ impl View<'_> {
     /// The best of `phrases` as a prompt.
     pub(crate) fn first(&mut self, phrases: &[&str], away: bool) -> Result<Option<Choice>> {
         let step = ChainStep { image: self.image, prompt: None, phrases, away };
-        step.choose(self.encoder, self.cancel)
+        let (choice, seconds) = timed(|| step.choose(self.encoder, self.cancel));
+        self.seconds.steps.push(seconds);
+        choice
     }
 
     /// The best of `phrases` behind `prompt`; [`Next::Over`] when the budget was over before.
     pub(crate) fn behind(&mut self, prompt: &str, phrases: &[&str], away: bool) -> Result<Next> {
         let step = ChainStep { image: self.image, prompt: Some(prompt), phrases, away };
-        let choice = step.choose(self.encoder, self.budget);
+        let (choice, seconds) = timed(|| step.choose(self.encoder, self.budget));
+        self.seconds.steps.push(seconds);
         Ok(match self.budget.unless_over(choice)? {
             None => Next::Over,
             Some(None) => Next::Nothing,
@@ -195,16 +210,18 @@ impl Interrogator {
         }
         cancel.check()?;
         let budget = Budget::new(cancel, request.budget()?);
-        let mut view = View { image: image_embeds, encoder, cancel, budget: &budget };
+        let start = Instant::now();
+        let seconds = Seconds::default();
+        let mut view = View { image: image_embeds, encoder, cancel, budget: &budget, seconds };
         let mut drafts = match request.mode {
             Mode::Best => self.best(request.caption, counts, &mut view)?,
             Mode::Fast => {
-                let ranking = self.ranking(request.mode, view.image)?;
+                let ranking = self.timed_ranking(request.mode, &mut view)?;
                 let fast = ranking.fast(request.caption, counts.max, view.encoder)?;
                 vec![Draft::ranked(Source::Fast, fast)]
             }
             Mode::Classic => {
-                let ranking = self.ranking(request.mode, view.image)?;
+                let ranking = self.timed_ranking(request.mode, &mut view)?;
                 let classic = ranking.classic(request.caption, counts.max, view.encoder)?;
                 vec![Draft::ranked(Source::Classic, classic)]
             }
@@ -218,7 +235,8 @@ impl Interrogator {
                 draft.similarity = similarity;
             }
         }
-        outcome(request.mode, drafts, view.encoder)
+        let seconds = Seconds { all: start.elapsed().as_secs_f64(), ..view.seconds };
+        outcome(request.mode, drafts, view.encoder, seconds)
     }
 
     /// The candidates of the chain of mode best for the picture with `image_embeds` (float32 `[D]`,
@@ -246,9 +264,16 @@ impl Interrogator {
         Ok(Ranking { merged, similarities, chunk_size: self.config.chunk_size })
     }
 
+    /// [`Self::ranking`] of the picture, its time noted.
+    fn timed_ranking(&self, mode: Mode, view: &mut View<'_>) -> Result<Ranking<'_>> {
+        let (ranking, seconds) = timed(|| self.ranking(mode, view.image));
+        view.seconds.ranking += seconds;
+        ranking
+    }
+
     /// The four candidates of mode best, in the reference's order (`interrogate`).
     fn best(&self, caption: &str, counts: FlavorCounts, view: &mut View<'_>) -> Result<Vec<Draft>> {
-        let ranking = self.ranking(Mode::Best, view.image)?;
+        let ranking = self.timed_ranking(Mode::Best, view)?;
         // Before the chain, which takes long: it fails where a table is empty. The reference makes
         // the classic prompt with `max_flavors` here, not with the 3 of mode classic.
         let classic = ranking.classic(caption, counts.max, view.encoder)?;
@@ -275,7 +300,10 @@ impl Interrogator {
                 "mode `negative` needs a label: the tables `flavors` and `negative` are empty",
             ));
         }
-        let similarities = merged.similarities(view.image, self.config.threads)?;
+        let (similarities, seconds) =
+            timed(|| merged.similarities(view.image, self.config.threads));
+        let similarities = similarities?;
+        view.seconds.ranking += seconds;
         let Config { chunk_size, flavor_intermediate_count, negative_sign, .. } = self.config;
         let mut chosen = rank(&similarities[flavors], chunk_size, flavor_intermediate_count, true);
         chosen.extend(negatives);
@@ -296,7 +324,12 @@ fn phrases<'a>(merged: &Merged<'a>, indices: Vec<usize>) -> Vec<Phrase<'a>> {
 }
 
 /// The best of the candidates, the first of equal ones, with its report.
-fn outcome(mode: Mode, mut drafts: Vec<Draft>, encoder: &dyn PromptEncoder) -> Result<Outcome> {
+fn outcome(
+    mode: Mode,
+    mut drafts: Vec<Draft>,
+    encoder: &dyn PromptEncoder,
+    seconds: Seconds,
+) -> Result<Outcome> {
     let top = first_greatest(drafts.iter().map(|draft| draft.similarity))
         .ok_or_else(|| Error::internal("no candidate prompt"))?;
     let candidates = drafts.iter().map(|draft| Candidate {
@@ -318,5 +351,5 @@ fn outcome(mode: Mode, mut drafts: Vec<Draft>, encoder: &dyn PromptEncoder) -> R
         truncated,
         complete,
     };
-    Ok(Outcome { prompt, similarity, report })
+    Ok(Outcome { prompt, similarity, report, seconds })
 }

@@ -22,7 +22,7 @@ mod zero_shot;
 
 pub use encoder::PromptEncoder;
 pub use interrogator::{Config, Interrogator, NegativeSign, Outcome};
-pub use report::{Candidate, Report, Source, Term};
+pub use report::{Candidate, Report, Seconds, Source, Term};
 pub use request::{
     DEFAULT_MAX_FLAVORS, DEFAULT_MAX_FLAVORS_CLASSIC, DEFAULT_MIN_FLAVORS, FlavorCounts,
     MAX_MAX_FLAVORS, MAX_MIN_FLAVORS, Mode, Request,

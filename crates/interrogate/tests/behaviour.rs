@@ -378,7 +378,7 @@ fn the_fixed_sign_lets_a_negative_prompt_grow() {
 fn the_report_says_how_the_prompt_came_about() {
     let encoder = &mut FakeClip::new(0);
     let outcome = ask(small(encoder), Mode::Best).unwrap();
-    let report: serde_json::Value = serde_json::from_str(&outcome.report.to_json()).unwrap();
+    let report: serde_json::Value = serde_json::to_value(&outcome.report).unwrap();
     assert_eq!(report["mode"], "best");
     let sources: Vec<_> =
         report["candidates"].as_array().unwrap().iter().map(|c| c["source"].clone()).collect();

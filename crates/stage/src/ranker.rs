@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use imprompt_error::{Error, Result};
 use imprompt_graph::ClipFacts;
-use imprompt_interrogate::{Config, Interrogator, Outcome, Table, Vocabulary};
+use imprompt_interrogate::{Config, Interrogator, Outcome, Report, Seconds, Table, Vocabulary};
 use serde::{Deserialize, Serialize};
 
 use crate::deadline::Deadline;
@@ -89,6 +89,14 @@ pub fn alone(
     Ok((shared.interrogator.clone(), shared.text.side()?))
 }
 
+/// The output `report`.
+#[derive(Serialize)]
+struct Told<'a> {
+    #[serde(flatten)]
+    report: &'a Report,
+    seconds: &'a Seconds,
+}
+
 struct Ranker {
     shared: Arc<Shared>,
     text: TextSide,
@@ -131,7 +139,7 @@ impl Ranker {
         let similarities: Vec<f32> = outcomes.iter().map(|outcome| outcome.similarity).collect();
         let reports: Vec<String> = outcomes
             .iter()
-            .map(|outcome| serde_json::to_string(&outcome.report))
+            .map(|Outcome { report, seconds, .. }| serde_json::to_string(&Told { report, seconds }))
             .collect::<Result<_, _>>()
             .map_err(|error| Error::internal(format!("report: {error}")))?;
         let prompts = outcomes.into_iter().map(|outcome| outcome.prompt).collect();
