@@ -2,7 +2,7 @@
 
 mod cloud;
 
-pub use cloud::{Delete, Deploy, Invoke, ModelCache, Push, Task};
+pub use cloud::{Delete, Deploy, InitImageMode, Invoke, ModelCache, Push, Restyle, Task};
 
 use std::path::PathBuf;
 
@@ -66,6 +66,8 @@ pub enum Command {
     Invoke(Invoke),
     /// Remove a SageMaker endpoint with all that was made for it
     Delete(Delete),
+    /// Make the request that draws a picture in another style (SDXL)
+    Restyle(Restyle),
 }
 
 /// `imprompt build`.

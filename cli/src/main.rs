@@ -12,6 +12,7 @@ mod hub;
 mod installed;
 mod pictures;
 mod sagemaker;
+mod sdxl;
 mod store;
 mod talk;
 mod wheel;
@@ -22,8 +23,8 @@ use clap::Parser as _;
 
 use crate::arguments::{Arguments, Command};
 use crate::commands::{
-    bench, build, caption, delete, deploy, embed, interrogate, invoke, models, pack, push, serve,
-    tag, vocabulary,
+    bench, build, caption, delete, deploy, embed, interrogate, invoke, models, pack, push, restyle,
+    serve, tag, vocabulary,
 };
 
 fn main() -> ExitCode {
@@ -43,6 +44,7 @@ fn main() -> ExitCode {
         Command::Deploy(arguments) => deploy::run(arguments),
         Command::Invoke(arguments) => invoke::run(arguments),
         Command::Delete(arguments) => delete::run(arguments),
+        Command::Restyle(arguments) => restyle::run(arguments),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -73,7 +73,8 @@ fn a_pushed_repository_is_served_from_the_store() {
     }
     let picture = project().join("models/croissant.png");
     let ask = |place: [&str; 2]| {
-        let run = run(imprompt().arg("interrogate").arg(&picture).args(["--mode", "fast"]).args(place));
+        let run =
+            run(imprompt().arg("interrogate").arg(&picture).args(["--mode", "fast"]).args(place));
         assert_eq!(run.code, 0, "{}", run.stderr);
         run.stdout
     };

@@ -25,6 +25,7 @@ fn help_is_as_written_down() {
         &["deploy"],
         &["invoke"],
         &["delete"],
+        &["restyle"],
     ];
     for command in commands {
         let help = imprompt_with(&[command, &["--help"][..]].concat());

@@ -235,3 +235,110 @@ pub struct Invoke {
     #[arg(long, value_name = "NAME")]
     pub region: Option<String>,
 }
+
+/// `imprompt restyle`.
+#[derive(Debug, Args)]
+#[command(after_long_help = "Examples:\n  \
+        imprompt restyle croissant.png --style van-gogh/the-starry-night --repo models > request.json\n  \
+        imprompt restyle croissant.png --style hokusai/the-great-wave-off-kanagawa --repo models \\\n      \
+            --endpoint sdxl --out wave.png\n  \
+        imprompt restyle croissant.png --template 'a watercolour, {prompt}' --seed 7 --server http://localhost:8000\n\n\
+        Interrogates the picture, puts the prompt into the style's sentence, adds what `interrogate` finds in \
+        mode negative with a negative weight, and prints the request of Stability's SDXL 1.0 as JSON. With \
+        --endpoint that is sent to a deployed one and the picture written. The picture itself is sent with \
+        --init-image alone.\n\n\
+        Styles: van-gogh/the-starry-night, hokusai/the-great-wave-off-kanagawa, monet/water-lilies, \
+        klimt/the-kiss, munch/the-scream, seurat/la-grande-jatte, vermeer/girl-with-a-pearl-earring, \
+        kandinsky/composition-viii.")]
+pub struct Restyle {
+    /// The picture
+    #[arg(value_name = "IMAGE")]
+    pub image: PathBuf,
+    /// A known style, ARTIST/PAINTING
+    #[arg(long, value_name = "NAME", required_unless_present = "template")]
+    pub style: Option<String>,
+    /// A text with {prompt}, and {artist} and {style} if there is a style
+    #[arg(long, value_name = "TEXT")]
+    pub template: Option<String>,
+    /// How the prompt is made
+    #[arg(long, value_enum, default_value_t = super::Mode::Best)]
+    pub mode: super::Mode,
+    /// Use this caption instead of making one
+    #[arg(long, value_name = "TEXT")]
+    pub given_caption: Option<String>,
+    /// Use this prompt instead of interrogating
+    #[arg(long, value_name = "TEXT", conflicts_with = "given_caption")]
+    pub prompt: Option<String>,
+    /// What shall not be seen [default: the prompt of mode negative]
+    #[arg(long, value_name = "TEXT", conflicts_with = "no_negative")]
+    pub negative: Option<String>,
+    /// No negative prompt
+    #[arg(long)]
+    pub no_negative: bool,
+    /// The weight of what shall not be seen
+    #[arg(long, value_name = "X", default_value_t = -1.0, allow_negative_numbers = true)]
+    pub negative_weight: f64,
+    /// The same seed draws the same picture; 0: any [default: that of the AWS sample]
+    #[arg(long, value_name = "N", default_value_t = 418, hide_default_value = true)]
+    pub seed: u32,
+    /// Width, one of SDXL's with its height [default: the nearest to the picture's shape]
+    #[arg(long, value_name = "PIXELS", requires = "height", conflicts_with = "init_image")]
+    pub width: Option<u32>,
+    /// Height
+    #[arg(long, value_name = "PIXELS", requires = "width")]
+    pub height: Option<u32>,
+    /// How closely the prompt is followed, 0 to 35
+    #[arg(long, value_name = "X", default_value_t = 7.0, allow_negative_numbers = true)]
+    pub cfg_scale: f64,
+    /// Steps of diffusion, 10 to 150
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    pub steps: u32,
+    /// Pictures to draw, 1 to 10
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub samples: u32,
+    /// SDXL's sampler, such as K_DPMPP_2M [default: the endpoint's choice]
+    #[arg(long, value_name = "NAME")]
+    pub sampler: Option<String>,
+    /// SDXL's own style, such as photographic or digital-art
+    #[arg(long, value_name = "NAME")]
+    pub style_preset: Option<String>,
+    /// SDXL's CLIP guidance, such as FAST_BLUE
+    #[arg(long, value_name = "NAME")]
+    pub clip_guidance_preset: Option<String>,
+    /// A picture to begin from, of one of SDXL's sizes
+    #[arg(long, value_name = "FILE")]
+    pub init_image: Option<PathBuf>,
+    /// How what --init-image weighs is said
+    #[arg(long, value_enum, default_value_t = InitImageMode::ImageStrength, requires = "init_image")]
+    pub init_image_mode: InitImageMode,
+    /// How much of --init-image stays, 0 to 1 [default: 0.35]
+    #[arg(long, value_name = "X", requires = "init_image", allow_negative_numbers = true)]
+    pub image_strength: Option<f64>,
+    /// With step-schedule: where to begin, 0 to 1
+    #[arg(long, value_name = "X", requires = "init_image", allow_negative_numbers = true)]
+    pub step_schedule_start: Option<f64>,
+    /// With step-schedule: where to end, 0 to 1
+    #[arg(long, value_name = "X", requires = "init_image", allow_negative_numbers = true)]
+    pub step_schedule_end: Option<f64>,
+    /// A SageMaker endpoint of SDXL that draws the picture
+    #[arg(long, value_name = "NAME", requires = "out")]
+    pub endpoint: Option<String>,
+    /// The picture to write; of several FILE-2, FILE-3 and so on
+    #[arg(long, value_name = "FILE", requires = "endpoint")]
+    pub out: Option<PathBuf>,
+    /// AWS's region [default: AWS_REGION, or the profile's]
+    #[arg(long, value_name = "NAME")]
+    pub region: Option<String>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub place: super::Where,
+}
+
+/// How the weight of a first picture is said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum InitImageMode {
+    /// By --image-strength
+    ImageStrength,
+    /// By --step-schedule-start and --step-schedule-end
+    StepSchedule,
+}

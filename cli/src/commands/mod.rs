@@ -12,6 +12,7 @@ pub mod invoke;
 pub mod models;
 pub mod pack;
 pub mod push;
+pub mod restyle;
 pub mod run;
 pub mod serve;
 pub mod tag;

@@ -82,7 +82,7 @@ impl Address {
             "az" | "abfs" | "abfss" => Kind::Azure { account },
             _ => return Err(wrong("is of a scheme that is not known")),
         };
-        let prefix = path.trim_matches('/');
+        let prefix = path.strip_suffix('/').unwrap_or(path);
         if prefix
             .split('/')
             .any(|part| matches!(part, "." | "..") || (part.is_empty() && !prefix.is_empty()))
