@@ -71,18 +71,26 @@ fn the_library_holds_no_network_client() {
         tree.lines().filter_map(|line| line.split_whitespace().next()).collect();
     assert!(names.contains("imprompt-stage"), "{names:?}");
     let network = ["ureq", "tonic", "hyper", "tokio", "rustls", "hf-hub", "reqwest", "openssl"];
-    for name in network.into_iter().chain(["imprompt", "imprompt-kserve", "imprompt-repository"]) {
+    let clouds = ["object_store", "aws-config", "aws-sigv4", "aws-smithy-runtime"];
+    for name in network.into_iter().chain(clouds).chain([
+        "imprompt",
+        "imprompt-kserve",
+        "imprompt-repository",
+    ]) {
         assert!(!names.contains(name), "{name} is linked into the backend");
     }
 }
 
 /// Who may depend on what: (what, by whom alone).
-const ARROWS: [(&str, &[&str]); 7] = [
+const ARROWS: [(&str, &[&str]); 10] = [
     ("ort", &["imprompt-engine"]),
     ("libloading", &["imprompt-engine"]),
     ("memmap2", &["imprompt-mapping"]),
     ("ureq", &["imprompt-kserve", "imprompt"]),
     ("tonic", &["imprompt-kserve"]),
+    ("object_store", &["imprompt"]),
+    ("aws-config", &["imprompt"]),
+    ("aws-sigv4", &["imprompt"]),
     ("imprompt-host", &["triton_imprompt"]),
     ("imprompt-kserve", &["imprompt"]),
 ];

@@ -1,5 +1,9 @@
 //! The command line: every flag, with what it means.
 
+mod cloud;
+
+pub use cloud::{Delete, Deploy, InitImageMode, Invoke, ModelCache, Push, Restyle, Task};
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -54,6 +58,16 @@ pub enum Command {
     Bench(Bench),
     /// Pack one ensemble as a model.tar.gz for SageMaker
     Pack(Pack),
+    /// Put a package or a repository into an object store
+    Push(Push),
+    /// Make or change a SageMaker endpoint
+    Deploy(Deploy),
+    /// Ask a SageMaker endpoint about pictures
+    Invoke(Invoke),
+    /// Remove a SageMaker endpoint with all that was made for it
+    Delete(Delete),
+    /// Make the request that draws a picture in another style (SDXL)
+    Restyle(Restyle),
 }
 
 /// `imprompt build`.

@@ -6,13 +6,14 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use imprompt_error::Uncancellable;
-use imprompt_kserve::{Client, InferRequest, Values};
+use imprompt_kserve::{Client, InferRequest, InferResponse, Values};
 use imprompt_repository::InProcess;
 use imprompt_stage::{Data, Parameters, Response, Tensor};
 use serde_json::{Map, Value};
 
 use crate::arguments::{Generation, Where};
 use crate::installed;
+use crate::sagemaker::invoke::Endpoint;
 use crate::talk::{Failure, Result};
 
 /// Requests a server is given at the same time, for its dynamic batching.
@@ -172,6 +173,8 @@ pub enum Asker {
     },
     /// In this process.
     Here(Box<InProcess>),
+    /// A SageMaker endpoint.
+    Endpoint(Box<Endpoint>),
 }
 
 impl Asker {
@@ -187,7 +190,7 @@ impl Asker {
     /// How many questions to put at once.
     pub fn at_once(&self, in_process: usize) -> usize {
         match self {
-            Asker::Server { .. } => SERVER_CONCURRENCY,
+            Asker::Server { .. } | Asker::Endpoint(_) => SERVER_CONCURRENCY,
             Asker::Here(_) => in_process,
         }
     }
@@ -198,7 +201,7 @@ impl Asker {
             Asker::Here(ensemble) => {
                 ensemble.times().map(|(stage, took)| (stage, took.as_secs_f64() * 1e3)).collect()
             }
-            Asker::Server { .. } => Vec::new(),
+            Asker::Server { .. } | Asker::Endpoint(_) => Vec::new(),
         }
     }
 
@@ -210,18 +213,28 @@ impl Asker {
                 let answers = ensemble.run_batch(requests, &Uncancellable);
                 answers.into_iter().map(|answer| Ok(Answer(answer?))).collect()
             }
-            Asker::Server { client, ensemble } => std::thread::scope(|scope| {
-                let (client, ensemble) = (&*client, *ensemble);
-                let call =
-                    |question: Question| scope.spawn(move || call(client, ensemble, &question));
-                let calls: Vec<_> = questions.into_iter().map(call).collect();
-                calls
-                    .into_iter()
-                    .map(|call| call.join().unwrap_or_else(|_| Err(Failure::new("a call failed"))))
-                    .collect()
-            }),
+            Asker::Server { client, ensemble } => {
+                side_by_side(&questions, |question| call(client, ensemble, question))
+            }
+            Asker::Endpoint(endpoint) => {
+                side_by_side(&questions, |question| answer(endpoint.infer(&question.to_wire())?))
+            }
         }
     }
+}
+
+/// Each question's answer, all asked at once.
+fn side_by_side(
+    questions: &[Question],
+    ask: impl Fn(&Question) -> Result<Answer> + Sync,
+) -> Vec<Result<Answer>> {
+    std::thread::scope(|scope| {
+        let ask = &ask;
+        let calls: Vec<_> =
+            questions.iter().map(|question| scope.spawn(move || ask(question))).collect();
+        let joined = calls.into_iter().map(|call| call.join());
+        joined.map(|answer| answer.unwrap_or_else(|_| Err(Failure::new("a call failed")))).collect()
+    })
 }
 
 /// A client of the server at `url`, which lives.
@@ -270,6 +283,11 @@ fn call(client: &Client, ensemble: &str, question: &Question) -> Result<Answer> 
     let response = client
         .infer(ensemble, &question.to_wire())
         .map_err(|error| failed(&error, client, ensemble))?;
+    answer(response)
+}
+
+/// A response as an answer.
+fn answer(response: InferResponse) -> Result<Answer> {
     let tensors = response.outputs.into_iter().map(|tensor| {
         let shape = tensor.shape.iter().map(|&size| usize::try_from(size).unwrap_or(0)).collect();
         let data = match tensor.values {

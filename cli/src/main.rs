@@ -6,10 +6,14 @@
 mod arguments;
 mod ask;
 mod catalogue;
+mod cloud;
 mod commands;
 mod hub;
 mod installed;
 mod pictures;
+mod sagemaker;
+mod sdxl;
+mod store;
 mod talk;
 mod wheel;
 
@@ -19,7 +23,8 @@ use clap::Parser as _;
 
 use crate::arguments::{Arguments, Command};
 use crate::commands::{
-    bench, build, caption, embed, interrogate, models, pack, serve, tag, vocabulary,
+    bench, build, caption, delete, deploy, embed, interrogate, invoke, models, pack, push, restyle,
+    serve, tag, vocabulary,
 };
 
 fn main() -> ExitCode {
@@ -35,6 +40,11 @@ fn main() -> ExitCode {
         Command::Models(arguments) => models::run(arguments),
         Command::Bench(arguments) => bench::run(arguments),
         Command::Pack(arguments) => pack::run(arguments),
+        Command::Push(arguments) => push::run(arguments),
+        Command::Deploy(arguments) => deploy::run(arguments),
+        Command::Invoke(arguments) => invoke::run(arguments),
+        Command::Delete(arguments) => delete::run(arguments),
+        Command::Restyle(arguments) => restyle::run(arguments),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

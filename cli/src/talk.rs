@@ -142,6 +142,32 @@ impl Progress for Bars {
     }
 }
 
+/// One line to stderr.
+pub fn say(text: &str) {
+    eprintln!("{text}");
+}
+
+/// That something takes long: a turning sign on a terminal, a line a step everywhere.
+pub struct Spinner(ProgressBar);
+
+impl Spinner {
+    /// For this process's stderr.
+    pub fn new() -> Self {
+        Spinner(bar(0, "{spinner} {elapsed} {msg}"))
+    }
+
+    /// Says what happens.
+    pub fn say(&self, text: &str) {
+        self.0.suspend(|| eprintln!("{text}"));
+        self.0.set_message(text.to_owned());
+    }
+
+    /// Takes the sign away.
+    pub fn finish(&self) {
+        self.0.finish_and_clear();
+    }
+}
+
 /// A bar on stderr; nothing where that is no terminal.
 pub fn bar(total: u64, style: &str) -> ProgressBar {
     if !std::io::stderr().is_terminal() {

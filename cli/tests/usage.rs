@@ -21,6 +21,11 @@ fn help_is_as_written_down() {
         &["models"],
         &["bench"],
         &["pack"],
+        &["push"],
+        &["deploy"],
+        &["invoke"],
+        &["delete"],
+        &["restyle"],
     ];
     for command in commands {
         let help = imprompt_with(&[command, &["--help"][..]].concat());
@@ -58,6 +63,14 @@ fn wrong_usage_ends_with_2_and_prints_nothing_to_stdout() {
         &["bench", "a.png", "--concurrency", "1,0"],
         &["bench", "--part", "text", "--server", "u"],
         &["vocabulary", "add"],
+        &["push", "m.tar.gz"],
+        &["push", "cli", "m.tar.gz"],
+        &["push", "m.tar.gz", "s3://b", "--part-size", "1"],
+        &["deploy", "--name", "n"],
+        &["invoke", "a.png"],
+        &["invoke", "a.png", "--endpoint", "-"],
+        &["invoke", "a.png", "--endpoint", "n", "--labels", "a", "--mode", "fast"],
+        &["delete", "--endpoint", "a/b"],
     ];
     for case in cases {
         let run = imprompt_with(case);

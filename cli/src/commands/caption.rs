@@ -1,10 +1,12 @@
 //! `imprompt caption`.
 
+use std::path::Path;
+
 use serde::Serialize;
 
 use super::{caption_stream, run};
 use crate::arguments::Caption;
-use crate::ask::{Asker, Question};
+use crate::ask::{Answer, Asker, Question};
 use crate::talk::Result;
 
 /// A line of `--json`.
@@ -22,12 +24,17 @@ pub fn run(arguments: &Caption) -> Result<()> {
     let asker = Asker::open(&arguments.place, "caption")?;
     let question = |picture| question(arguments, picture);
     run::pictures(&arguments.pictures.paths, asker, 1, question, |path, is_many, answer, _| {
-        let caption = answer.text("caption")?;
-        if !arguments.json {
-            return run::plain(path, is_many, &caption);
-        }
-        run::json(&Line { image: path.display().to_string(), caption })
+        show(path, is_many, answer, arguments.json)
     })
+}
+
+/// Prints the caption of a picture.
+pub fn show(path: &Path, is_many: bool, answer: &Answer, json: bool) -> Result<()> {
+    let caption = answer.text("caption")?;
+    if !json {
+        return run::plain(path, is_many, &caption);
+    }
+    run::json(&Line { image: path.display().to_string(), caption })
 }
 
 /// What is asked about a picture.

@@ -1,10 +1,12 @@
 //! `imprompt embed`.
 
+use std::path::Path;
+
 use serde::Serialize;
 
 use super::run;
 use crate::arguments::Embed;
-use crate::ask::{Asker, Question};
+use crate::ask::{Answer, Asker, Question};
 use crate::talk::Result;
 
 /// Requests given to the stages together in this process.
@@ -31,9 +33,14 @@ pub fn run(arguments: &Embed) -> Result<()> {
     }
     let asker = Asker::open(&arguments.place, "embed_image")?;
     run::pictures(&arguments.paths, asker, TOGETHER, Question::picture, |path, _, answer, _| {
-        let embedding = answer.numbers("embedding")?;
-        run::json(&PictureLine { image: path.display().to_string(), embedding })
+        show(path, answer)
     })
+}
+
+/// Prints the embedding of a picture.
+pub fn show(path: &Path, answer: &Answer) -> Result<()> {
+    let embedding = answer.numbers("embedding")?;
+    run::json(&PictureLine { image: path.display().to_string(), embedding })
 }
 
 fn texts(arguments: &Embed) -> Result<()> {

@@ -1,10 +1,12 @@
 //! `imprompt tag`.
 
+use std::path::Path;
+
 use serde::Serialize;
 
 use super::run;
 use crate::arguments::Tag;
-use crate::ask::{Asker, Question};
+use crate::ask::{Answer, Asker, Question};
 use crate::talk::{Failure, Result};
 
 /// Pictures given to the stages together in this process.
@@ -39,32 +41,34 @@ pub fn run(arguments: &Tag) -> Result<()> {
     };
     let paths = &arguments.pictures.paths;
     run::pictures(paths, asker, TOGETHER, question, |path, is_many, answer, _| {
-        let labels = answer.texts("label")?;
-        let (probabilities, similarities) =
-            (answer.numbers("probability")?, answer.numbers("similarity")?);
-        if labels.len() != probabilities.len() || labels.len() != similarities.len() {
-            return Err(Failure::new(format!(
-                "the answer has {} labels, {} probabilities and {} similarities",
-                labels.len(),
-                probabilities.len(),
-                similarities.len()
-            )));
-        }
-        let scores = probabilities.iter().zip(similarities);
-        let scored = labels.iter().zip(scores).map(|(label, (&probability, &similarity))| Scored {
-            label,
-            probability,
-            similarity,
-        });
-        if arguments.json {
-            return run::json(&Line {
-                image: path.display().to_string(),
-                labels: scored.collect(),
-            });
-        }
-        for Scored { label, probability, similarity } in scored {
-            run::plain(path, is_many, &format!("{probability:.4}\t{similarity:.4}\t{label}"))?;
-        }
-        Ok(())
+        show(path, is_many, answer, arguments.json)
     })
+}
+
+/// Prints the labels of a picture.
+pub fn show(path: &Path, is_many: bool, answer: &Answer, json: bool) -> Result<()> {
+    let labels = answer.texts("label")?;
+    let (probabilities, similarities) =
+        (answer.numbers("probability")?, answer.numbers("similarity")?);
+    if labels.len() != probabilities.len() || labels.len() != similarities.len() {
+        return Err(Failure::new(format!(
+            "the answer has {} labels, {} probabilities and {} similarities",
+            labels.len(),
+            probabilities.len(),
+            similarities.len()
+        )));
+    }
+    let scores = probabilities.iter().zip(similarities);
+    let scored = labels.iter().zip(scores).map(|(label, (&probability, &similarity))| Scored {
+        label,
+        probability,
+        similarity,
+    });
+    if json {
+        return run::json(&Line { image: path.display().to_string(), labels: scored.collect() });
+    }
+    for Scored { label, probability, similarity } in scored {
+        run::plain(path, is_many, &format!("{probability:.4}\t{similarity:.4}\t{label}"))?;
+    }
+    Ok(())
 }

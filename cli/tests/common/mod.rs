@@ -1,6 +1,8 @@
 //! What the tests of the command share: running it, and a loopback HTTP server.
 #![allow(dead_code)]
 
+pub mod cloud;
+
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
@@ -41,6 +43,16 @@ pub fn imprompt() -> Command {
     ] {
         command.env_remove(name);
     }
+    for (name, _) in std::env::vars_os() {
+        let is_cloud =
+            |name: &str| ["AWS_", "AZURE_", "GOOGLE_"].iter().any(|of| name.starts_with(of));
+        if name.to_str().is_some_and(is_cloud) {
+            command.env_remove(name);
+        }
+    }
+    // No profile of whoever runs the tests, and no network to look for a role.
+    command.env("AWS_CONFIG_FILE", "/nowhere").env("AWS_SHARED_CREDENTIALS_FILE", "/nowhere");
+    command.env("AWS_EC2_METADATA_DISABLED", "true");
     command.env("COLUMNS", "100").env("NO_PROXY", "127.0.0.1");
     command
 }

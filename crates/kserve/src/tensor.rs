@@ -179,6 +179,15 @@ pub struct InferResponse {
 }
 
 impl InferResponse {
+    /// The response in the body of an answer over HTTP, whose JSON header has `header_len` bytes
+    /// (`None`: all of it).
+    ///
+    /// # Errors
+    /// [`Error::Protocol`] when the body makes no sense.
+    pub fn from_http_body(body: &[u8], header_len: Option<usize>) -> Result<Self> {
+        crate::body::decode(body, header_len)
+    }
+
     /// The output `name`.
     ///
     /// # Errors
