@@ -8,6 +8,7 @@ export IMPROMPT_HOME
 IMPROMPT_TRITONSERVER=$IMPROMPT_HOME/tritonserver/pytriton/tritonserver/bin/tritonserver
 IMPROMPT_ONNXRUNTIME=$IMPROMPT_HOME/onnxruntime/onnxruntime/capi/libonnxruntime.so.1.32.0
 IMPROMPT_DEMO_REPOSITORY=$IMPROMPT_HOME/demo-repository
+IMPROMPT_TENSORRT=$IMPROMPT_HOME/tensorrt-rtx/onnxruntime_ep_nv_tensorrt_rtx
 IMPROMPT_BACKEND=$PROJECT/target/release/libtriton_imprompt.so
 export IMPROMPT_TRITONSERVER IMPROMPT_ONNXRUNTIME IMPROMPT_DEMO_REPOSITORY IMPROMPT_BACKEND
 
@@ -79,4 +80,11 @@ fetch() {
     unzip -q -o "$download"/*.whl "$@" -d "$target"
     rm -rf "$download"
     printf '%s' "$sha256" >"$target/.wheel"
+}
+
+# install_tensorrt: TensorRT-RTX, its ONNX parser and the CUDA runtime they open, without the rest of the wheel.
+install_tensorrt() {
+    fetch "TensorRT-RTX 1.7.1" onnxruntime-ep-nv-tensorrt-rtx-cu13==0.5.0 \
+        32f575c633d171b4edf4b53d3bb22b72a6c9c0a850d2982ce9a788a5d40d3298 \
+        "$IMPROMPT_HOME/tensorrt-rtx" '*/libtensorrt_rtx.so.*' '*/libtensorrt_onnxparser_rtx.so.*' '*/libcudart.so.*'
 }
