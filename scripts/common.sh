@@ -8,7 +8,6 @@ export IMPROMPT_HOME
 IMPROMPT_TRITONSERVER=$IMPROMPT_HOME/tritonserver/pytriton/tritonserver/bin/tritonserver
 IMPROMPT_ONNXRUNTIME=$IMPROMPT_HOME/onnxruntime/onnxruntime/capi/libonnxruntime.so.1.32.0
 IMPROMPT_DEMO_REPOSITORY=$IMPROMPT_HOME/demo-repository
-IMPROMPT_TENSORRT=$IMPROMPT_HOME/tensorrt-rtx/onnxruntime_ep_nv_tensorrt_rtx
 IMPROMPT_BACKEND=$PROJECT/target/release/libtriton_imprompt.so
 export IMPROMPT_TRITONSERVER IMPROMPT_ONNXRUNTIME IMPROMPT_DEMO_REPOSITORY IMPROMPT_BACKEND
 

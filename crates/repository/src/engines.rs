@@ -123,8 +123,11 @@ impl Lengths {
             (TEXT_GRAPH, "batch") => vec![[1, TEXT_ROWS / 4, TEXT_ROWS]],
             // Pictures come as batches and alone, captions step by step, mostly together.
             (_, "batch") => vec![[1, batch, batch]; 1 + usize::from(is_decoder)],
-            (TEXT_GRAPH, "length") => vec![span(1, 16, self.context)],
-            (TEXT_GRAPH, "prefix_length") => vec![span(0, 8, self.context - 1)],
+            // The usual lengths fit together, which TensorRT checks.
+            (TEXT_GRAPH, "length") => vec![span(1, 16.min(self.context / 2), self.context)],
+            (TEXT_GRAPH, "prefix_length") => {
+                vec![span(0, 8.min(self.context / 2), self.context - 1)]
+            }
             (TEXT_GRAPH, "kept") => vec![span(0, 0, self.context)],
             (QFORMER_GRAPH, "patches") => vec![[self.patches; 3]],
             (QFORMER_GRAPH, "tokens") => vec![span(1, 16, self.qformer_tokens)],
@@ -385,8 +388,8 @@ mod tests {
     fn a_usual_length_is_in_its_span() {
         let lengths =
             Lengths { context: 9, prefix: 4, positions: 12, tokens: 8, ..Lengths::default() };
-        assert_eq!(lengths.spans(TEXT_GRAPH, "length").unwrap(), [[1, 9, 9]]);
-        assert_eq!(lengths.spans(TEXT_GRAPH, "prefix_length").unwrap(), [[0, 8, 8]]);
+        assert_eq!(lengths.spans(TEXT_GRAPH, "length").unwrap(), [[1, 4, 9]]);
+        assert_eq!(lengths.spans(TEXT_GRAPH, "prefix_length").unwrap(), [[0, 4, 8]]);
         assert_eq!(lengths.spans(IMAGE_GRAPH, "batch").unwrap(), [[1, 8, 8]]);
         assert_eq!(lengths.spans(VISION_GRAPH, "batch").unwrap(), [[1, 8, 8]]);
         assert_eq!(lengths.spans(DECODER_GRAPH, "prefix").unwrap(), [[0, 0, 0], [0, 4, 4]]);

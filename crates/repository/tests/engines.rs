@@ -283,3 +283,57 @@ fn layers_of_full_size_build() {
     let built = check(&decoder, &["picture_embeds f32[?,?,2560]"], &outputs);
     assert_eq!(built.profiles[1][0].most, [8, 32, 2560]);
 }
+
+#[test]
+fn every_family_builds() {
+    let goldens = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../goldens");
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("repository");
+    let request = |choice| BuildRequest {
+        precision: precision(choice),
+        gpu: gpu(&["8.6"]),
+        ..BuildRequest::new(&out)
+    };
+    let built = || {
+        let listed = Manifest::read(&out).unwrap().files;
+        let count = |end: &str| listed.iter().filter(|file| file.path.ends_with(end)).count();
+        (count(".onnx"), count(".engine"))
+    };
+    let siglip = ModelFolder::open(&goldens.join("siglip/siglip")).unwrap();
+    build(&BuildRequest { clip: Some(siglip), ..request("f16") }, &Silent).unwrap();
+    assert_eq!(built(), (3, 3));
+    let tokenizer = models().join("demo-blip2/tokenizer.json");
+    // The golden folders have no image processor, and not all of them a tokenizer.
+    for (name, choice, graphs) in [
+        ("blip_plain", "f16", 6),
+        ("git_plain", "f16", 4),
+        ("vqa_plain", "f16", 6),
+        ("t5_plain", "bf16", 8),
+        ("instruct_plain", "bf16", 8),
+    ] {
+        let model = folder.path().join(name);
+        std::fs::create_dir_all(model.join("qformer_tokenizer")).unwrap();
+        for entry in std::fs::read_dir(goldens.join("captioners").join(name)).unwrap() {
+            let entry = entry.unwrap();
+            if entry.file_type().unwrap().is_file() {
+                std::fs::copy(entry.path(), model.join(entry.file_name())).unwrap();
+            }
+        }
+        for file in ["tokenizer.json", "qformer_tokenizer/tokenizer.json"] {
+            std::fs::copy(&tokenizer, model.join(file)).unwrap();
+        }
+        let config = std::fs::read_to_string(model.join("config.json")).unwrap();
+        let config: serde_json::Value = serde_json::from_str(&config).unwrap();
+        let size = &config["vision_config"]["image_size"];
+        let processor = json!({
+            "image_processor_type": "BlipImageProcessor", "do_resize": true, "do_rescale": true,
+            "do_normalize": true, "resample": 3, "rescale_factor": 0.00392156862745098,
+            "size": { "height": size, "width": size },
+            "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]
+        });
+        std::fs::write(model.join("preprocessor_config.json"), processor.to_string()).unwrap();
+        let captioner = Some(ModelFolder::open(&model).unwrap());
+        build(&BuildRequest { captioner, ..request(choice) }, &Silent).unwrap();
+        assert_eq!(built(), (graphs, graphs), "{name}");
+    }
+}
