@@ -80,3 +80,10 @@ fetch() {
     rm -rf "$download"
     printf '%s' "$sha256" >"$target/.wheel"
 }
+
+# install_tensorrt: TensorRT-RTX, its ONNX parser and the CUDA runtime they open, without the rest of the wheel.
+install_tensorrt() {
+    fetch "TensorRT-RTX 1.7.1" onnxruntime-ep-nv-tensorrt-rtx-cu13==0.5.0 \
+        32f575c633d171b4edf4b53d3bb22b72a6c9c0a850d2982ce9a788a5d40d3298 \
+        "$IMPROMPT_HOME/tensorrt-rtx" '*/libtensorrt_rtx.so.*' '*/libtensorrt_onnxparser_rtx.so.*' '*/libcudart.so.*'
+}

@@ -103,7 +103,13 @@ pub struct Build {
     /// Threads of each stage instance; 0: one a core
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u16).range(0..=1024))]
     pub threads: u16,
-    /// In how many bits weights are kept: f32 (as they are), f16 (where lossless), int8, int4; of all parts, or of one: clip_image, clip_text, captioner; screen=int8: chains of `interrogate` sort candidates out in 8 bits and choose in full precision; repeatable
+    /// With --device gpu: the cards that engines are built for, such as 8.6 [default: all that there are engines for]
+    #[arg(long, value_name = "X.Y", value_delimiter = ',')]
+    pub compute_capability: Vec<imprompt_repository::ComputeCapability>,
+    /// With --device gpu: the folder of TensorRT-RTX's libraries [default: looked for]
+    #[arg(long, value_name = "DIR")]
+    pub tensorrt: Option<PathBuf>,
+    /// In how many bits weights are kept: f32 (as they are), f16 (where lossless), int8, int4; with --device gpu, in which type matrices are multiplied: f16 (where nothing is said), bf16, f32; of all parts, or of one: clip_image, clip_text, captioner; screen=int8: chains of `interrogate` sort candidates out in 8 bits and choose in full precision; repeatable
     #[arg(long, value_name = "P|PART=P", value_delimiter = ',')]
     pub precision: Vec<imprompt_repository::PrecisionChoice>,
     /// Put the captioner into two stages, caption_vision and caption_decoder: each with instances, batches and a place of its own
@@ -125,6 +131,8 @@ pub struct Build {
 pub enum Device {
     /// The processor, through ONNX Runtime.
     Cpu,
+    /// TensorRT-RTX engines for NVIDIA GPUs beside the processor's graphs; no GPU is needed to build them. This version does not run them yet.
+    Gpu,
 }
 
 /// `imprompt serve`.

@@ -80,6 +80,17 @@ pub fn onnxruntime(named: Option<&Path>) -> Result<Option<PathBuf>> {
     }
 }
 
+/// The folder of TensorRT-RTX: that named, else where the project's scripts install it; `None` leaves
+/// the search to who opens it.
+pub fn tensorrt(named: Option<&Path>) -> Option<PathBuf> {
+    if named.is_some() || variable("IMPROMPT_TENSORRT").is_some() {
+        return named.map(Path::to_owned);
+    }
+    let mut places =
+        homes().into_iter().map(|home| home.join("tensorrt-rtx/onnxruntime_ep_nv_tensorrt_rtx"));
+    places.find(|folder| folder.is_dir())
+}
+
 /// The repository that is meant when none is named.
 pub fn repository(named: Option<&Path>) -> Result<PathBuf> {
     named.map(Path::to_owned).or_else(|| variable("IMPROMPT_REPOSITORY")).ok_or_else(|| {

@@ -123,6 +123,7 @@ impl Progress for Bars {
         }
         let style = match unit {
             Unit::Bytes => "{msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} {eta} left",
+            Unit::Steps => "{msg} [{bar:30}] {pos}/{len}",
             Unit::Labels => "{msg} [{bar:30}] {pos}/{len} {per_sec} {eta} left",
         };
         let new = bar(total, style).with_message(what.to_owned());

@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use imprompt_repository::family::Role;
-use imprompt_repository::{BuildRequest, Manifest, ModelFolder, Precision, Progress as _};
+use imprompt_repository::{
+    Bits, BuildRequest, GpuRequest, Manifest, ModelFolder, Precision, Progress as _,
+};
 
 use crate::arguments::{Build, Device};
 use crate::catalogue::{self, ModelNames};
@@ -23,7 +25,7 @@ pub fn run(arguments: &Build) -> Result<()> {
     imprompt_repository::check_target(&arguments.out).map_err(|error| {
         Failure::from(error).hint("choose another --out, or remove that folder yourself")
     })?;
-    let Device::Cpu = arguments.device;
+    let (gpu, precision) = device(arguments)?;
     let (clip, captioner) = match &arguments.model_names {
         Some(file) => {
             let names = ModelNames::read(file)?;
@@ -44,13 +46,38 @@ pub fn run(arguments: &Build) -> Result<()> {
         out: arguments.out.clone(),
         copy: arguments.copy,
         split_captioner: arguments.split_captioner,
-        precision: Precision::of(&arguments.precision),
+        precision,
+        gpu,
         threads: arguments.threads.into(),
         onnxruntime: installed::onnxruntime(arguments.onnxruntime.as_deref())?,
     };
-    let manifest = imprompt_repository::build(&request, &bars)?;
+    let manifest = imprompt_repository::build(&request, &bars).map_err(|error| {
+        let is_missing = error.message().starts_with("TensorRT-RTX could not be opened");
+        match is_missing {
+            true => Failure::from(error)
+                .hint("install it with `scripts/setup --gpu`, or pass --tensorrt DIR"),
+            false => error.into(),
+        }
+    })?;
     bars.say(&summary(&manifest, &arguments.out, started.elapsed().as_secs_f64()));
     Ok(())
+}
+
+/// What `--device` and the flags that belong to it come to.
+fn device(arguments: &Build) -> Result<(Option<GpuRequest>, Precision)> {
+    match arguments.device {
+        Device::Cpu if !arguments.compute_capability.is_empty() || arguments.tensorrt.is_some() => {
+            Err(Failure::usage("--compute-capability and --tensorrt go with --device gpu"))
+        }
+        Device::Cpu => Ok((None, Precision::of(&arguments.precision))),
+        Device::Gpu => {
+            let request = GpuRequest {
+                compute_capabilities: arguments.compute_capability.clone(),
+                tensorrt: installed::tensorrt(arguments.tensorrt.as_deref()),
+            };
+            Ok((Some(request), Precision::with_default(&arguments.precision, Bits::F16)))
+        }
+    }
 }
 
 /// Where a model comes from.

@@ -316,7 +316,8 @@ pub(crate) fn cache_spec(
 
 /// Positions of a slot's memory: the picture's, and `max_text` tokens where it
 /// holds the text.
-pub(crate) fn memory_length(facts: &CaptionFacts, max_text: usize) -> usize {
+#[must_use]
+pub fn memory_length(facts: &CaptionFacts, max_text: usize) -> usize {
     facts.memory.as_ref().map_or(0, |memory| {
         let text =
             if memory.holds_text { max_text.min(memory.max_text.unwrap_or(max_text)) } else { 0 };

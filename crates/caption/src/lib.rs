@@ -15,6 +15,7 @@ mod pictures;
 pub mod scheduler;
 
 pub use captioner::{CaptionRequest, Captioner, CaptionerOptions, Encoded, Generated, Told};
+pub use decoder::memory_length;
 pub use generation::{EarlyStopping, GenerationOptions, Sampling};
 pub use pictures::PictureEncoder;
 pub use scheduler::Stop;

@@ -10,6 +10,7 @@
 //! [`onnxruntime`] is the engine of the CPU path.
 
 mod cache;
+pub mod manifest;
 pub mod onnxruntime;
 mod tensor;
 

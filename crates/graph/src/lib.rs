@@ -24,6 +24,7 @@ mod decoder;
 pub mod family;
 mod generation;
 pub mod git;
+pub mod gpu;
 pub mod opt;
 pub mod qformer;
 pub mod quantize;

@@ -22,6 +22,7 @@ use imprompt_stage::text_side::{Cleaning, check_tokenizer};
 use imprompt_stage::{StageFile, StageKind};
 
 use crate::config::{self, Models, Sizes};
+use crate::engines::{EngineBuilder, GpuRequest, Lengths};
 use crate::files::{self, Placer};
 use crate::layout::{CAPTION_PREPROCESSOR, CLIP_PREPROCESSOR, CONFIG, KEEP, SCREEN_GRAPH, VERSION};
 use crate::manifest::Manifest;
@@ -48,6 +49,8 @@ pub struct BuildRequest {
     pub split_captioner: bool,
     /// In how many bits the weights of linear layers are kept.
     pub precision: Precision,
+    /// Builds engines for a GPU beside the graphs.
+    pub gpu: Option<GpuRequest>,
     /// Threads of each stage instance; 0: one a core.
     pub threads: usize,
     /// The ONNX Runtime library that computes label embeddings; `None`: looked for.
@@ -66,6 +69,7 @@ impl BuildRequest {
             copy: false,
             split_captioner: false,
             precision: Precision::default(),
+            gpu: None,
             threads: 0,
             onnxruntime: None,
         }
@@ -125,8 +129,17 @@ pub fn build(request: &BuildRequest, progress: &dyn Progress) -> Result<Manifest
         .tempdir_in(parent)
         .map_err(|error| files::io("create a folder in", parent, &error))?;
     let root = partial.path().join("repository");
-    let manifest = Build { request, converter: RefCell::default(), root: root.clone(), progress };
-    let manifest = manifest.run()?;
+    let engines = match &request.gpu {
+        None => None,
+        Some(gpu) => {
+            let computes = request.precision.computes()?;
+            let engines = EngineBuilder::open(gpu, &computes, &request.out, progress)?;
+            Some(RefCell::new(engines))
+        }
+    };
+    let converter = RefCell::default();
+    let build = Build { request, converter, engines, root: root.clone(), progress };
+    let manifest = build.run()?;
     replace(&request.out, &root, &partial.path().join("before"))?;
     Ok(manifest)
 }
@@ -149,6 +162,8 @@ fn replace(out: &Path, new: &Path, before: &Path) -> Result<()> {
 struct Build<'a> {
     request: &'a BuildRequest,
     converter: RefCell<Converter>,
+    /// With `--device gpu`.
+    engines: Option<RefCell<EngineBuilder<'a>>>,
     root: PathBuf,
     progress: &'a dyn Progress,
 }
@@ -167,6 +182,10 @@ impl Build<'_> {
         let has = Models { clip: clip.is_some(), captioner: captioner.is_some() };
         if !has.clip && !has.captioner {
             return Err(Error::invalid("a repository needs a CLIP or a captioner"));
+        }
+        match &self.engines {
+            Some(_) => manifest.device = Some("gpu".to_owned()),
+            None => request.precision.check_cpu()?,
         }
         request.precision.check(has)?;
         if !has.clip && !raw.is_empty() {
@@ -217,14 +236,17 @@ impl Build<'_> {
     ) -> Result<()> {
         self.progress.say(&format!("writing the graphs of {}", model.name()));
         let precision = &self.request.precision;
+        let lengths = Lengths::of_clip(&graphs.facts);
         let image = self.stage(StageKind::ClipImage)?;
         self.graph(&image, (IMAGE_GRAPH, &graphs.image), precision.clip_image, model, placer)?;
+        self.engine(&image, (IMAGE_GRAPH, &graphs.image), precision.clip_image, &lengths)?;
         stage_file::write(
             &image,
             &StageFile::ClipImage(ClipImageFile { facts: graphs.facts.clone() }),
         )?;
         let text = self.stage(StageKind::ClipText)?;
         self.graph(&text, (TEXT_GRAPH, &graphs.text), precision.clip_text, model, placer)?;
+        self.engine(&text, (TEXT_GRAPH, &graphs.text), precision.clip_text, &lengths)?;
         model.copy_tokenizer(&text)?;
         let facts = || graphs.facts.clone();
         // Labels of a request are read as the model's own reference reads them.
@@ -249,6 +271,7 @@ impl Build<'_> {
         let entries =
             tables::make(&all, &encoding, &tagger, Some(&self.request.out), self.progress)?;
         self.graph(&tagger, (TEXT_GRAPH, &graphs.text), precision.clip_text, model, placer)?;
+        self.engine(&tagger, (TEXT_GRAPH, &graphs.text), precision.clip_text, &lengths)?;
         model.copy_tokenizer(&tagger)?;
         let listed = tables::listed(&tagger, &entries);
         // Terms of the interrogator are read as open_clip reads them, whatever the model.
@@ -257,6 +280,7 @@ impl Build<'_> {
         if has.captioner {
             let ranker = self.stage(StageKind::Ranker)?;
             self.graph(&ranker, (TEXT_GRAPH, &graphs.text), precision.clip_text, model, placer)?;
+            self.engine(&ranker, (TEXT_GRAPH, &graphs.text), precision.clip_text, &lengths)?;
             let screen = precision.screen.then(|| SCREEN_GRAPH.to_owned());
             if let Some(name) = &screen {
                 self.graph(&ranker, (name, &graphs.text), Bits::Int8, model, placer)?;
@@ -321,8 +345,10 @@ impl Build<'_> {
         wanted: &dyn Fn(&str) -> bool,
         placer: &mut Placer<'_>,
     ) -> Result<()> {
+        let lengths = Lengths::of_captioner(graphs)?;
         for (name, one) in graphs.files.iter().filter(|(name, _)| wanted(name)) {
             self.graph(folder, (name, one), self.request.precision.captioner, model, placer)?;
+            self.engine(folder, (name, one), self.request.precision.captioner, &lengths)?;
         }
         Ok(())
     }
@@ -336,6 +362,8 @@ impl Build<'_> {
         model: &ModelFolder,
         placer: &mut Placer<'_>,
     ) -> Result<()> {
+        // Engines are built from the weights as they are, and the CPU's graphs stay beside them.
+        let bits = if self.engines.is_some() { Bits::F32 } else { bits };
         let mut converter = self.converter.borrow_mut();
         let graph = converter.convert((name, graph), bits, model, folder, self.progress)?;
         files::write(&folder.join(name), &graph.bytes)?;
@@ -347,6 +375,22 @@ impl Build<'_> {
             }
         }
         Ok(())
+    }
+
+    /// With `--device gpu`, the engine of a graph that is there with its weights.
+    fn engine(
+        &self,
+        folder: &Path,
+        (name, graph): (&str, &Graph),
+        bits: Bits,
+        lengths: &Lengths,
+    ) -> Result<()> {
+        match (&self.engines, bits.compute()) {
+            (Some(engines), Some(compute)) => {
+                engines.borrow_mut().add(folder, (name, graph), compute, lengths)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The version folder of a stage.

@@ -70,6 +70,39 @@ pub fn sha256(path: &Path) -> Result<String> {
     }
 }
 
+/// Bytes of a weight file that count for its identity: all of a small file, and
+/// evenly spread blocks of a large one, because reading gigabytes would take longer than the
+/// rest of the build.
+pub(crate) const SAMPLES: u64 = 256;
+pub(crate) const SAMPLE_BYTES: u64 = 64 << 10;
+
+/// Feeds `hasher` with the size of a file and with its bytes, or evenly spread blocks of them.
+pub(crate) fn sample(path: &Path, hasher: &mut Sha256) -> Result<()> {
+    sample_blocks(path, hasher).map_err(|error| io("read", path, &error))
+}
+
+fn sample_blocks(path: &Path, hasher: &mut Sha256) -> std::io::Result<()> {
+    use std::os::unix::fs::FileExt as _;
+    let file = fs::File::open(path)?;
+    let bytes = file.metadata()?.len();
+    hasher.update(bytes.to_le_bytes());
+    let stride = bytes.div_ceil(SAMPLES).max(SAMPLE_BYTES);
+    let mut block = vec![0; SAMPLE_BYTES as usize];
+    let mut offset = 0;
+    while offset < bytes {
+        let mut filled = 0;
+        while filled < block.len() {
+            match file.read_at(&mut block[filled..], offset + filled as u64)? {
+                0 => break,
+                count => filled += count,
+            }
+        }
+        hasher.update(&block[..filled]);
+        offset += stride;
+    }
+    Ok(())
+}
+
 /// Bytes as hexadecimal digits.
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()

@@ -31,6 +31,9 @@ pub struct Manifest {
     /// In how many bits the weights are kept, part by part, where not as the models have them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub precision: Option<String>,
+    /// The device that there are engines for, where it is not the processor: `gpu`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
     /// Names of the ensembles.
     pub ensembles: Vec<String>,
     /// Names of the stages.
@@ -88,6 +91,7 @@ impl Manifest {
             clip: None,
             captioner: None,
             precision: None,
+            device: None,
             ensembles: vec![],
             stages: vec![],
             tables: vec![],

@@ -7,6 +7,7 @@ use std::str::FromStr;
 
 use imprompt_error::{Error, Result};
 use imprompt_graph::builder::Graph;
+use imprompt_graph::gpu::Compute;
 use imprompt_graph::quantize::{Form, quantize};
 
 use crate::config::Models;
@@ -22,6 +23,8 @@ pub enum Bits {
     F32,
     /// float16 where that is lossless: results are the same, files and memory half as large.
     F16,
+    /// bfloat16, in which a GPU multiplies; nothing is converted.
+    Bf16,
     /// 8 bits.
     Int8,
     /// 4 bits in a captioner's decoder, 8 bits elsewhere.
@@ -29,8 +32,13 @@ pub enum Bits {
 }
 
 impl Bits {
-    const ALL: [(&'static str, Bits); 4] =
-        [("f32", Bits::F32), ("f16", Bits::F16), ("int8", Bits::Int8), ("int4", Bits::Int4)];
+    const ALL: [(&'static str, Bits); 5] = [
+        ("f32", Bits::F32),
+        ("f16", Bits::F16),
+        ("bf16", Bits::Bf16),
+        ("int8", Bits::Int8),
+        ("int4", Bits::Int4),
+    ];
 
     /// Its name on the command line.
     #[must_use]
@@ -38,9 +46,19 @@ impl Bits {
         Self::ALL.iter().find(|(_, bits)| *bits == self).map_or("f32", |(name, _)| name)
     }
 
+    /// In which type a GPU multiplies.
+    pub(crate) fn compute(self) -> Option<Compute> {
+        match self {
+            Bits::F32 => Some(Compute::F32),
+            Bits::F16 => Some(Compute::F16),
+            Bits::Bf16 => Some(Compute::Bf16),
+            Bits::Int8 | Bits::Int4 => None,
+        }
+    }
+
     fn form(self, graph: &str) -> Option<Form> {
         match self {
-            Bits::F32 => None,
+            Bits::F32 | Bits::Bf16 => None,
             Bits::F16 => Some(Form::F16),
             // Only where a token at a time is computed do four bits beat eight.
             Bits::Int4 if graph.contains("decoder") => Some(Form::Int4),
@@ -97,7 +115,7 @@ impl FromStr for PrecisionChoice {
             }
         };
         let found = Bits::ALL.iter().find(|(name, _)| *name == bits);
-        let (_, bits) = found.ok_or("the precisions are f32, f16, int8 and int4")?;
+        let (_, bits) = found.ok_or("the precisions are f32, f16, bf16, int8 and int4")?;
         if part == Some(Part::Screen) && *bits != Bits::Int8 {
             return Err("the precision of a screen is int8".to_owned());
         }
@@ -109,10 +127,16 @@ impl Precision {
     /// What several choices come to: those of a part win over those of all.
     #[must_use]
     pub fn of(choices: &[PrecisionChoice]) -> Self {
+        Self::with_default(choices, Bits::F32)
+    }
+
+    /// [`Self::of`], where `otherwise` is what was not chosen.
+    #[must_use]
+    pub fn with_default(choices: &[PrecisionChoice], otherwise: Bits) -> Self {
         let chosen = |part: Part| {
             let of_part = choices.iter().rev().find(|choice| choice.part == Some(part));
             let of_all = || choices.iter().rev().find(|choice| choice.part.is_none());
-            of_part.or_else(of_all).map_or(Bits::F32, |choice| choice.bits)
+            of_part.or_else(of_all).map_or(otherwise, |choice| choice.bits)
         };
         Precision {
             clip_image: chosen(Part::ClipImage),
@@ -120,6 +144,37 @@ impl Precision {
             captioner: chosen(Part::Captioner),
             screen: choices.iter().any(|choice| choice.part == Some(Part::Screen)),
         }
+    }
+
+    /// The types in which a GPU multiplies in CLIP's image tower, its text tower and the captioner.
+    pub(crate) fn computes(&self) -> Result<[Compute; 3]> {
+        let of = |part: &str, bits: Bits| {
+            bits.compute().ok_or_else(|| {
+                Error::invalid(format!(
+                    "precision of `{part}`: {} is for the CPU; allowed for a GPU: f32, f16, bf16",
+                    bits.name()
+                ))
+            })
+        };
+        if self.screen {
+            return Err(Error::invalid("precision of `screen`: int8 is for the CPU"));
+        }
+        Ok([
+            of("clip_image", self.clip_image)?,
+            of("clip_text", self.clip_text)?,
+            of("captioner", self.captioner)?,
+        ])
+    }
+
+    /// Fails where a part would be computed in a type that the CPU's engine has no products in.
+    pub(crate) fn check_cpu(&self) -> Result<()> {
+        let parts = [self.clip_image, self.clip_text, self.captioner];
+        if parts.contains(&Bits::Bf16) {
+            return Err(Error::invalid(
+                "precision bf16 is for a GPU; allowed for the CPU: f32, f16, int8, int4",
+            ));
+        }
+        Ok(())
     }
 
     /// Fails where a screen would be of no use.
@@ -133,7 +188,7 @@ impl Precision {
             ));
         }
         match self.clip_text {
-            Bits::F32 | Bits::F16 => Ok(()),
+            Bits::F32 | Bits::F16 | Bits::Bf16 => Ok(()),
             bits => Err(Error::invalid(format!(
                 "precision of `screen`: clip_text has {0} itself, allowed with a screen: f32, f16",
                 bits.name()
@@ -215,8 +270,20 @@ mod tests {
             "clip_image=f32,clip_text=f16,captioner=f32,screen=int8"
         );
         assert!(of(&["screen=int4"]).unwrap_err().contains("int8"));
-        assert!(of(&["int5"]).unwrap_err().contains("f32, f16, int8 and int4"));
+        assert!(of(&["int5"]).unwrap_err().contains("f32, f16, bf16, int8 and int4"));
         assert!(of(&["text=int8"]).unwrap_err().contains("clip_text"));
+    }
+
+    #[test]
+    fn a_gpu_multiplies_floats() {
+        let of = |text: &str| Precision::with_default(&[text.parse().unwrap()], Bits::F16);
+        let computes = of("clip_text=bf16").computes().unwrap();
+        assert_eq!(computes, [Compute::F16, Compute::Bf16, Compute::F16]);
+        let error = of("captioner=int8").computes().unwrap_err();
+        assert!(error.message().contains("`captioner`: int8"), "{error}");
+        assert!(of("screen=int8").computes().unwrap_err().message().contains("screen"));
+        assert!(of("clip_image=bf16").check_cpu().unwrap_err().message().contains("bf16"));
+        assert!(of("clip_image=int8").check_cpu().is_ok());
     }
 
     #[test]

@@ -7,6 +7,8 @@ pub enum Unit {
     Bytes,
     /// Labels of a table.
     Labels,
+    /// Steps of an engine's building.
+    Steps,
 }
 
 /// Told about the steps of a build.

@@ -308,12 +308,6 @@ pub(crate) fn tell_missing(entries: &[TableEntry], progress: &dyn Progress) {
     }
 }
 
-/// Bytes of a weight file that count for the identity of an encoder: all of a small file, and
-/// evenly spread blocks of a large one, because reading gigabytes would take longer than the
-/// rest of the build.
-const SAMPLES: u64 = 256;
-const SAMPLE_BYTES: u64 = 64 << 10;
-
 /// Identity of the text tower in `folder`: SHA-256 over its graph, tokenizer and weights.
 fn identity(folder: &Path) -> Result<String> {
     let failed = |error: &std::io::Error| files::io("list", folder, error);
@@ -326,31 +320,9 @@ fn identity(folder: &Path) -> Result<String> {
     for path in paths.iter().filter(|path| path.is_file()) {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         hasher.update(name.as_bytes());
-        sample(path, &mut hasher).map_err(|error| files::io("read", path, &error))?;
+        files::sample(path, &mut hasher)?;
     }
     Ok(files::hex(&hasher.finalize()))
-}
-
-fn sample(path: &Path, hasher: &mut Sha256) -> std::io::Result<()> {
-    use std::os::unix::fs::FileExt as _;
-    let file = std::fs::File::open(path)?;
-    let bytes = file.metadata()?.len();
-    hasher.update(bytes.to_le_bytes());
-    let stride = bytes.div_ceil(SAMPLES).max(SAMPLE_BYTES);
-    let mut block = vec![0; SAMPLE_BYTES as usize];
-    let mut offset = 0;
-    while offset < bytes {
-        let mut filled = 0;
-        while filled < block.len() {
-            match file.read_at(&mut block[filled..], offset + filled as u64)? {
-                0 => break,
-                count => filled += count,
-            }
-        }
-        hasher.update(&block[..filled]);
-        offset += stride;
-    }
-    Ok(())
 }
 
 /// The error of a name that no table has.
@@ -417,10 +389,10 @@ mod tests {
         std::fs::write(model.path().join("model.safetensors"), "weightz").unwrap();
         assert_ne!(identity(model.path()).unwrap(), before);
         let large = std::fs::File::create(model.path().join("model.safetensors")).unwrap();
-        large.set_len(SAMPLES * SAMPLE_BYTES * 40).unwrap();
+        large.set_len(files::SAMPLES * files::SAMPLE_BYTES * 40).unwrap();
         let sparse = identity(model.path()).unwrap();
         use std::os::unix::fs::FileExt as _;
-        large.write_at(b"x", SAMPLE_BYTES * 40 * 3).unwrap();
+        large.write_at(b"x", files::SAMPLE_BYTES * 40 * 3).unwrap();
         assert_ne!(identity(model.path()).unwrap(), sparse);
     }
 }

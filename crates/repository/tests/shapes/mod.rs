@@ -7,9 +7,11 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 /// BLIP-2 with OPT 2.7b, the sizes of its config.json.
-const VISION: (usize, usize, usize) = (1408, 6144, 39);
-const QFORMER: (usize, usize, usize) = (768, 3072, 12);
-const OPT: (usize, usize, usize) = (2560, 10240, 32);
+const VISION: (usize, usize) = (1408, 6144);
+const QFORMER: (usize, usize) = (768, 3072);
+const OPT: (usize, usize) = (2560, 10240);
+/// Layers of image encoder, Q-Former and language model.
+pub type Layers = [usize; 3];
 const QUERIES: usize = 32;
 /// Ids of the language model.
 pub const WORDS: usize = 50304;
@@ -35,8 +37,8 @@ impl Tensors {
         self.tensor(&format!("{name}.bias"), &[width]);
     }
 
-    fn vision(&mut self) {
-        let (width, hidden, layers) = VISION;
+    fn vision(&mut self, layers: usize) {
+        let (width, hidden) = VISION;
         let embeddings = "vision_model.embeddings";
         self.tensor(&format!("{embeddings}.class_embedding"), &[1, 1, width]);
         self.tensor(&format!("{embeddings}.position_embedding"), &[1, 257, width]);
@@ -54,8 +56,8 @@ impl Tensors {
         self.norm("vision_model.post_layernorm", width);
     }
 
-    fn qformer(&mut self) {
-        let (width, hidden, layers) = QFORMER;
+    fn qformer(&mut self, layers: usize) {
+        let (width, hidden) = QFORMER;
         self.tensor("query_tokens", &[1, QUERIES, width]);
         self.norm("qformer.layernorm", width);
         for layer in 0..layers {
@@ -77,8 +79,8 @@ impl Tensors {
         }
     }
 
-    fn language(&mut self) {
-        let (width, hidden, layers) = OPT;
+    fn language(&mut self, layers: usize) {
+        let (width, hidden) = OPT;
         self.linear("language_projection", width, QFORMER.0);
         let decoder = "language_model.model.decoder";
         self.tensor(&format!("{decoder}.embed_tokens.weight"), &[WORDS, width]);
@@ -97,11 +99,11 @@ impl Tensors {
     }
 
     /// All of them, in the order of the files.
-    pub fn of_the_model() -> Self {
+    pub fn of_layers([vision, qformer, language]: Layers) -> Self {
         let mut tensors = Tensors::default();
-        tensors.vision();
-        tensors.qformer();
-        tensors.language();
+        tensors.vision(vision);
+        tensors.qformer(qformer);
+        tensors.language(language);
         tensors
     }
 
@@ -144,7 +146,11 @@ pub struct Shard {
 }
 
 /// Writes the configurations and the index of `shards` to `folder`.
-pub fn write_configurations(folder: &Path, shards: &[Shard]) -> std::io::Result<()> {
+pub fn write_configurations(
+    folder: &Path,
+    shards: &[Shard],
+    layers: Layers,
+) -> std::io::Result<()> {
     let map: BTreeMap<&str, &str> = shards
         .iter()
         .flat_map(|shard| shard.tensors.iter().map(|(name, _)| (&**name, &*shard.file)))
@@ -160,7 +166,7 @@ pub fn write_configurations(folder: &Path, shards: &[Shard]) -> std::io::Result<
     });
     for (name, content) in [
         ("model.safetensors.index.json", index),
-        ("config.json", config()),
+        ("config.json", config(layers)),
         ("preprocessor_config.json", processor),
     ] {
         std::fs::write(folder.join(name), content.to_string())?;
@@ -168,15 +174,15 @@ pub fn write_configurations(folder: &Path, shards: &[Shard]) -> std::io::Result<
     Ok(())
 }
 
-fn config() -> Value {
+fn config([vision, qformer, language]: Layers) -> Value {
     json!({
         "architectures": ["Blip2ForConditionalGeneration"],
         "model_type": "blip-2",
         "num_query_tokens": QUERIES,
         "tie_word_embeddings": false,
         "use_decoder_only_language_model": true,
-        "qformer_config": { "model_type": "blip_2_qformer" },
-        "vision_config": { "model_type": "blip_2_vision_model" },
+        "qformer_config": { "model_type": "blip_2_qformer", "num_hidden_layers": qformer },
+        "vision_config": { "model_type": "blip_2_vision_model", "num_hidden_layers": vision },
         "text_config": {
             "model_type": "opt",
             "activation_function": "relu",
@@ -185,7 +191,7 @@ fn config() -> Value {
             "hidden_size": OPT.0,
             "max_position_embeddings": POSITIONS,
             "num_attention_heads": 32,
-            "num_hidden_layers": OPT.2,
+            "num_hidden_layers": language,
             "vocab_size": WORDS,
             "word_embed_proj_dim": OPT.0,
             "prefix": "</s>",

@@ -1,0 +1,419 @@
+//! Building an engine: a graph, the shapes of its inputs, the cards it shall run on.
+
+use std::fmt;
+use std::ops::ControlFlow;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::str::FromStr;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use imprompt_error::{Error, Result};
+use trtx::interfaces::MonitorProgress;
+use trtx::optimization_profile::OptimizationProfile;
+use trtx::trtx_sys::Dims64;
+use trtx::{
+    Builder, BuilderFlag, DataType, LogHandler, Logger, NetworkDefinition, OnnxParser,
+    OptProfileSelector, Severity, Tensor,
+};
+
+use crate::TensorRt;
+
+/// A card's compute capability, such as 8.6.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ComputeCapability {
+    major: u8,
+    minor: u8,
+}
+
+/// Those that TensorRT-RTX builds for. Hopper (9.0) is not one of them.
+pub const COMPUTE_CAPABILITIES: [ComputeCapability; 6] = [
+    ComputeCapability { major: 7, minor: 5 },
+    ComputeCapability { major: 8, minor: 0 },
+    ComputeCapability { major: 8, minor: 6 },
+    ComputeCapability { major: 8, minor: 9 },
+    ComputeCapability { major: 12, minor: 0 },
+    ComputeCapability { major: 12, minor: 1 },
+];
+
+impl ComputeCapability {
+    /// Whether its cards multiply bfloat16.
+    #[must_use]
+    pub fn has_bfloat16(self) -> bool {
+        self.major >= 8
+    }
+
+    fn number(self) -> Option<trtx::ComputeCapability> {
+        use trtx::ComputeCapability as Known;
+        Some(match (self.major, self.minor) {
+            (7, 5) => Known::kSM75,
+            (8, 0) => Known::kSM80,
+            (8, 6) => Known::kSM86,
+            (8, 9) => Known::kSM89,
+            (12, 0) => Known::kSM120,
+            (12, 1) => Known::kSM121,
+            _ => return None,
+        })
+    }
+}
+
+impl fmt::Display for ComputeCapability {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.major, self.minor)
+    }
+}
+
+impl FromStr for ComputeCapability {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        let known = COMPUTE_CAPABILITIES.iter().find(|known| known.to_string() == text);
+        known.copied().ok_or_else(|| {
+            let all: Vec<String> = COMPUTE_CAPABILITIES.iter().map(ToString::to_string).collect();
+            format!("engines are built for {}", all.join(", "))
+        })
+    }
+}
+
+/// The shapes of an input that an engine takes: each dimension from `least` to `most`, fastest at
+/// `best`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Range {
+    /// The input.
+    pub input: String,
+    /// The smallest shape.
+    pub least: Vec<usize>,
+    /// The usual shape.
+    pub best: Vec<usize>,
+    /// The largest shape.
+    pub most: Vec<usize>,
+}
+
+/// What an engine is built for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EngineOptions {
+    /// The cards it shall run on; at least one.
+    pub compute_capabilities: Vec<ComputeCapability>,
+    /// Optimization profiles: the shapes of all inputs that have free dimensions. At least one where
+    /// any has; a run uses one of them.
+    pub profiles: Vec<Vec<Range>>,
+}
+
+/// The type of a port's elements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PortType {
+    /// 32-bit floating point.
+    F32,
+    /// 16-bit floating point.
+    F16,
+    /// Brain floating point.
+    Bf16,
+    /// 64-bit signed integer.
+    I64,
+}
+
+impl PortType {
+    fn of(data_type: DataType, name: &str) -> Result<Self> {
+        Ok(match data_type {
+            DataType::kFLOAT => PortType::F32,
+            DataType::kHALF => PortType::F16,
+            DataType::kBF16 => PortType::Bf16,
+            DataType::kINT64 => PortType::I64,
+            other => {
+                return Err(Error::unsupported(format!("{name} has elements of type {other:?}")));
+            }
+        })
+    }
+}
+
+/// An input or output of an engine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Port {
+    /// Its name.
+    pub name: String,
+    /// The type of its elements.
+    pub element_type: PortType,
+    /// Its dimensions; `None` where they are free.
+    pub shape: Vec<Option<usize>>,
+}
+
+/// A built engine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Built {
+    /// The engine, as [`TensorRt`]'s version reads it back.
+    pub bytes: Vec<u8>,
+    /// Its inputs, in the graph's order.
+    pub inputs: Vec<Port>,
+    /// Its outputs, in the graph's order.
+    pub outputs: Vec<Port>,
+}
+
+/// Told how a build goes on.
+pub trait Watch {
+    /// A part of the work begins.
+    fn start(&self, what: &str, steps: u64);
+    /// So many more of its steps are done.
+    fn advance(&self, steps: u64);
+    /// The part is done.
+    fn finish(&self);
+}
+
+impl TensorRt {
+    /// Builds an engine of `graph`, an `.onnx` file with its weights beside it. TensorRT computes
+    /// in the types that are in the graph, and not with fewer digits: products in float32 are not
+    /// rounded to TensorFloat-32. One engine is built at a time in a process; others wait.
+    ///
+    /// # Errors
+    /// `BadModel` with TensorRT's words when it does not read the graph, `Unsupported` when it does
+    /// not build it; `InvalidInput` when a range does not fit the graph.
+    pub fn build(
+        &'static self,
+        graph: &Path,
+        options: &EngineOptions,
+        watch: &dyn Watch,
+    ) -> Result<Built> {
+        // The cards that are built for are the library's, not the builder's: of two builds at a time
+        // the one would be for the other's.
+        static BUILDING: Mutex<()> = Mutex::new(());
+        let _one_at_a_time = BUILDING.lock().unwrap_or_else(PoisonError::into_inner);
+        let (sender, events) = channel();
+        // Who watches need not be a thread's, and TensorRT calls from threads of its own.
+        std::thread::scope(|scope| {
+            let work = scope.spawn(move || build(graph, options, sender));
+            tell(&events, watch);
+            work.join().unwrap_or_else(|_| Err(Error::internal("the building of an engine failed")))
+        })
+        .map_err(|error| error.context(graph.display()))
+    }
+}
+
+/// What happens in a build.
+enum Event {
+    Start(String, u64),
+    Step,
+    Finish,
+}
+
+/// Hands on what happens until the build is over.
+fn tell(events: &Receiver<Event>, watch: &dyn Watch) {
+    for event in events {
+        match event {
+            Event::Start(what, steps) => watch.start(&what, steps),
+            Event::Step => watch.advance(1),
+            Event::Finish => watch.finish(),
+        }
+    }
+}
+
+/// Called by TensorRT from C++: nothing may unwind out of it.
+struct Monitor {
+    sender: Sender<Event>,
+    /// The phases that are open; the outermost one is told about.
+    open: Mutex<Vec<String>>,
+}
+
+impl Monitor {
+    fn guarded<T>(&self, otherwise: T, act: impl FnOnce(&mut Vec<String>) -> T) -> T {
+        let act = || act(&mut self.open.lock().unwrap_or_else(PoisonError::into_inner));
+        catch_unwind(AssertUnwindSafe(act)).unwrap_or(otherwise)
+    }
+
+    fn send(&self, event: Event) {
+        // Nobody listens any more: the build goes on.
+        let _ = self.sender.send(event);
+    }
+}
+
+impl MonitorProgress for Monitor {
+    fn phase_start(&self, phase_name: &str, _parent: Option<&str>, num_steps: i32) {
+        self.guarded((), |open| {
+            if open.is_empty() {
+                let steps = u64::try_from(num_steps).unwrap_or_default();
+                self.send(Event::Start(phase_name.to_owned(), steps));
+            }
+            open.push(phase_name.to_owned());
+        });
+    }
+
+    fn step_complete(&self, phase_name: &str, _step: i32) -> ControlFlow<()> {
+        self.guarded((), |open| {
+            if open.first().is_some_and(|first| first == phase_name) {
+                self.send(Event::Step);
+            }
+        });
+        ControlFlow::Continue(())
+    }
+
+    fn phase_finish(&self, phase_name: &str) {
+        self.guarded((), |open| {
+            if let Some(at) = open.iter().rposition(|name| name == phase_name) {
+                open.remove(at);
+                if open.is_empty() {
+                    self.send(Event::Finish);
+                }
+            }
+        });
+    }
+}
+
+/// What TensorRT found fault with.
+#[derive(Clone, Default)]
+struct Faults(Arc<Mutex<Vec<String>>>);
+
+impl LogHandler for Faults {
+    fn log(&self, severity: Severity, message: &str) {
+        let keep = || {
+            if severity <= Severity::Error {
+                let mut faults = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+                faults.push(message.to_owned());
+            }
+        };
+        // Called from C++ as well.
+        let _ = catch_unwind(AssertUnwindSafe(keep));
+    }
+}
+
+/// Most characters of TensorRT's words that an error repeats.
+const MOST_WORDS: usize = 600;
+
+impl Faults {
+    /// TensorRT's words for what went wrong, else those of `error`.
+    fn words(&self, error: &trtx::Error) -> String {
+        let faults = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // Asking whether there is a GPU is noted as a fault where there is none.
+        let telling = faults.iter().filter(|fault| !fault.contains("cudaError"));
+        let words = telling.map(|fault| fault.trim()).collect::<Vec<_>>().join("; ");
+        let words = words.replace('\n', " ");
+        match words.char_indices().nth(MOST_WORDS) {
+            Some((end, _)) => format!("{}...", &words[..end]),
+            None if words.is_empty() => error.to_string(),
+            None => words,
+        }
+    }
+}
+
+fn build(graph: &Path, options: &EngineOptions, sender: Sender<Event>) -> Result<Built> {
+    let faults = Faults::default();
+    let failed = |error: trtx::Error| Error::internal(faults.words(&error));
+    let name = graph.to_str().ok_or_else(|| Error::invalid("the file's name is not UTF-8"))?;
+    let logger = Logger::new(faults.clone()).map_err(failed)?;
+    let mut builder = Builder::new(&logger).map_err(failed)?;
+    let network = builder.create_network(0).map_err(failed)?;
+    let mut parser = OnnxParser::new(network, &logger).map_err(failed)?;
+    parser
+        .parse_from_file(name, 0)
+        .map_err(|error| Error::bad_model(format!("TensorRT: {}", faults.words(&error))))?;
+
+    let mut config = builder.create_config().map_err(failed)?;
+    config.clear_flag(BuilderFlag::kTF32);
+    let count = i32::try_from(options.compute_capabilities.len()).unwrap_or(i32::MAX);
+    config.set_nb_compute_capabilities(count).map_err(failed)?;
+    for (index, capability) in (0..).zip(&options.compute_capabilities) {
+        let number = capability
+            .number()
+            .ok_or_else(|| Error::unsupported(format!("compute capability {capability}")))?;
+        config.set_compute_capability(number, index).map_err(failed)?;
+    }
+    for ranges in &options.profiles {
+        let mut profile = builder.creata_optimization_profile().map_err(failed)?;
+        for range in ranges {
+            set_range(&mut profile, range)?;
+        }
+        config
+            .add_optimization_profile(&mut profile)
+            .map_err(|error| Error::invalid(format!("a profile: {}", faults.words(&error))))?;
+    }
+    let monitor = Box::new(Monitor { sender, open: Mutex::default() });
+    config.set_progress_monitor(monitor).map_err(failed)?;
+
+    let network = parser.network_mut();
+    let inputs: Vec<Tensor<'_>> = network.inputs().collect();
+    let outputs: Vec<Tensor<'_>> = network.outputs().collect();
+    let ports = |tensors: Vec<Tensor<'_>>, network: &NetworkDefinition<'_>| {
+        tensors.iter().map(|tensor| port(tensor, network)).collect::<Result<Vec<_>>>()
+    };
+    let (inputs, outputs) = (ports(inputs, network)?, ports(outputs, network)?);
+    let engine = builder
+        .build_serialized_network(network, &mut config)
+        .map_err(|error| Error::unsupported(format!("TensorRT: {}", faults.words(&error))))?;
+    Ok(Built { bytes: engine.to_vec(), inputs, outputs })
+}
+
+fn set_range(profile: &mut OptimizationProfile<'_>, range: &Range) -> Result<()> {
+    let Range { input, least, best, most } = range;
+    for (shape, which) in [
+        (least, OptProfileSelector::kMIN),
+        (best, OptProfileSelector::kOPT),
+        (most, OptProfileSelector::kMAX),
+    ] {
+        let shape: Vec<i64> = shape.iter().map(|&length| length as i64).collect();
+        let shape = Dims64::from_slice(&shape);
+        profile.set_dimensions(input, which, &shape).map_err(|_| {
+            Error::invalid(format!("{input}: no shapes: {least:?}, {best:?}, {most:?}"))
+        })?;
+    }
+    Ok(())
+}
+
+fn port(tensor: &Tensor<'_>, network: &NetworkDefinition<'_>) -> Result<Port> {
+    let failed = |error: trtx::Error| Error::internal(error.to_string());
+    let name = tensor.name(network).map_err(failed)?;
+    let element_type = PortType::of(tensor.data_type(network), &name)?;
+    let shape = tensor.dimensions(network).map_err(failed)?;
+    let shape = shape.into_iter().map(|length| usize::try_from(length).ok()).collect();
+    Ok(Port { name, element_type, shape })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn capabilities_are_read() {
+        let all: Vec<ComputeCapability> =
+            ["7.5", "8.0", "8.6", "8.9", "12.0", "12.1"].map(|text| text.parse().unwrap()).into();
+        assert_eq!(all, COMPUTE_CAPABILITIES);
+        assert!(all.iter().all(|capability| capability.number().is_some()));
+        let with_bfloat16 = all.iter().filter(|capability| capability.has_bfloat16()).count();
+        assert_eq!(with_bfloat16, 5);
+        for text in ["9.0", "86", "8.60", ""] {
+            let error = text.parse::<ComputeCapability>().unwrap_err();
+            assert_eq!(error, "engines are built for 7.5, 8.0, 8.6, 8.9, 12.0, 12.1");
+        }
+    }
+
+    #[test]
+    fn nested_phases_are_one_bar() {
+        let (sender, events) = channel();
+        let monitor = Monitor { sender, open: Mutex::default() };
+        monitor.phase_start("outer", None, 2);
+        monitor.phase_start("inner", Some("outer"), 5);
+        assert!(monitor.step_complete("inner", 1).is_continue());
+        monitor.phase_finish("inner");
+        assert!(monitor.step_complete("outer", 1).is_continue());
+        monitor.phase_finish("outer");
+        drop(monitor);
+        let seen: Vec<String> = events
+            .iter()
+            .map(|event| match event {
+                Event::Start(what, steps) => format!("{what} {steps}"),
+                Event::Step => "step".to_owned(),
+                Event::Finish => "finish".to_owned(),
+            })
+            .collect();
+        assert_eq!(seen, ["outer 2", "step", "finish"]);
+    }
+
+    #[test]
+    fn a_missing_gpu_is_no_fault() {
+        let faults = Faults::default();
+        let error = trtx::Error::Runtime("no".to_owned());
+        faults.log(Severity::Error, "cudaError 35");
+        faults.log(Severity::Warning, "slow");
+        assert!(faults.words(&error).ends_with("no"));
+        faults.log(Severity::Error, "refused\nhere ");
+        assert_eq!(faults.words(&error), "refused here");
+        faults.log(Severity::Error, &"x".repeat(1000));
+        assert_eq!(faults.words(&error).len(), MOST_WORDS + 3);
+    }
+}
