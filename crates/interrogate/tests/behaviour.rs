@@ -9,8 +9,8 @@ use std::time::Duration;
 use half::f16;
 use imprompt_error::{CancelFlag, Cancellation, Kind, Result, Uncancellable};
 use imprompt_interrogate::{
-    Config, Interrogator, LabelTable, Mode, NegativeSign, Outcome, PromptEncoder, Request, Table,
-    Vocabulary,
+    Config, Interrogator, LabelTable, Mode, NegativeSign, Outcome, PromptEncoder, Report, Request,
+    Table, Vocabulary,
 };
 use support::{DIMENSION, FakeClip, golden};
 
@@ -41,6 +41,11 @@ fn small(encoder: &mut FakeClip) -> Vocabulary {
 
 fn picture(text: &str, bias: i64) -> Vec<f32> {
     FakeClip::new(bias).encode(&[text], &Uncancellable).unwrap()
+}
+
+/// An outcome but for its times.
+fn answer(outcome: &Outcome) -> (&str, f32, &Report) {
+    (&outcome.prompt, outcome.similarity, &outcome.report)
 }
 
 fn ask(vocabulary: Vocabulary, mode: Mode) -> Result<Outcome> {
@@ -196,7 +201,7 @@ fn a_budget_ends_the_chain_with_what_it_has() {
         let (whole, steps) = ask(Some(60_000));
         let whole = whole.unwrap();
         assert!(steps >= 2 && whole.report.complete);
-        assert_eq!(whole, ask(None).0.unwrap());
+        assert_eq!(answer(&whole), answer(&ask(None).0.unwrap()));
         if mode == Mode::Best {
             assert!(whole.similarity >= cut.similarity);
         }
@@ -323,7 +328,7 @@ fn what_a_screen_sorts_out_is_never_the_answer() {
         for noise in [0.0, 0.01] {
             let (screened, texts, calls) = ask(Some(noise));
             // The similarities too: none of the report's is the screen's.
-            assert_eq!(screened, exact, "{mode:?} with noise {noise}");
+            assert_eq!(answer(&screened), answer(&exact), "{mode:?} with noise {noise}");
             assert!(calls > 1 && texts < all / 2, "{mode:?}: {texts} of {all} texts were encoded");
         }
         // The noise matters: the screen alone finds other prompts.
