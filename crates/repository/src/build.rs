@@ -9,12 +9,14 @@ use imprompt_graph::builder::Graph;
 use imprompt_graph::clip::{IMAGE_GRAPH, TEXT_GRAPH};
 use imprompt_graph::family::Role;
 use imprompt_graph::{CaptionGraphs, ClipFamily, ClipGraphs, caption_graphs, clip_graphs};
+use imprompt_stage::answer::AnswerFile;
 use imprompt_stage::caption_stream::CaptionStreamFile;
 use imprompt_stage::caption_vision::CaptionVisionFile;
 use imprompt_stage::captioner::CaptionerFile;
 use imprompt_stage::clip_image::ClipImageFile;
 use imprompt_stage::clip_text::ClipTextFile;
 use imprompt_stage::ensemble::Ensemble;
+use imprompt_stage::invocation::InvocationFile;
 use imprompt_stage::preprocess::PreprocessFile;
 use imprompt_stage::ranker::RankerFile;
 use imprompt_stage::tagger::TaggerFile;
@@ -217,6 +219,10 @@ impl Build<'_> {
     ) -> Result<()> {
         self.progress.say(&format!("writing the graphs of {}", model.name()));
         let precision = &self.request.precision;
+        let invocation = self.stage(StageKind::Invocation)?;
+        stage_file::write(&invocation, &StageFile::Invocation(InvocationFile {}))?;
+        let answer = self.stage(StageKind::Answer)?;
+        stage_file::write(&answer, &StageFile::Answer(AnswerFile {}))?;
         let image = self.stage(StageKind::ClipImage)?;
         self.graph(&image, (IMAGE_GRAPH, &graphs.image), precision.clip_image, model, placer)?;
         stage_file::write(
