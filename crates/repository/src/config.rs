@@ -98,6 +98,7 @@ pub fn stage_config(kind: StageKind, sizes: &Sizes, has: Models, threads: usize)
         &mut out,
         match kind {
             StageKind::Preprocess => "Instances decode side by side.",
+            StageKind::Invocation | StageKind::Answer => "It takes microseconds: one will do.",
             _ => "Each instance has an engine session of its own; the weights are shared.",
         },
     );
@@ -132,7 +133,7 @@ pub fn ensemble_config(ensemble: &Ensemble, sizes: &Sizes, has: Models) -> Strin
     comment(&mut out, ensemble_purpose(ensemble.name));
     // Literally this: SageMaker's front end searches the text for it.
     out.push_str("platform: \"ensemble\"\n");
-    let _ = writeln!(out, "max_batch_size: {MAX_BATCH_SIZE}");
+    let _ = writeln!(out, "max_batch_size: {}", ensemble.max_batch_size);
     tensors(&mut out, "input", &signature.inputs);
     tensors(&mut out, "output", &signature.outputs);
     out.push_str("ensemble_scheduling {\n  step [\n");
@@ -198,6 +199,10 @@ fn tensors(out: &mut String, field: &str, specs: &[TensorSpec]) {
 
 fn purpose(kind: StageKind) -> &'static str {
     match kind {
+        StageKind::Invocation => {
+            "The body of a request, a JSON document or a picture, to the picture and what is asked of it."
+        }
+        StageKind::Answer => "What the other stages found, in the form that the body asks for.",
         StageKind::Preprocess => {
             "Decodes and orients a picture, and resizes it as CLIP and the captioner want it."
         }
@@ -230,6 +235,19 @@ fn ensemble_purpose(name: &str) -> &'static str {
         }
         "embed_image" => "A picture to its CLIP embedding.",
         "embed_text" => "A text to its CLIP embedding.",
+        "invocations" => {
+            "The body of a request as SageMaker's clients send it to the answer as JSON: a prompt, \
+             probabilities or labels."
+        }
+        "invocations_interrogate" => {
+            "The body of a request as SageMaker's clients send it to a prompt, as JSON."
+        }
+        "invocations_zero_shot" => {
+            "The body of a request as SageMaker's clients send it to probabilities or labels, as JSON."
+        }
+        "invocations_generate" => {
+            "A picture to a prompt, by the names that Triton's generate extension finds in a body."
+        }
         _ => "An ensemble of the stages beside it.",
     }
 }
@@ -261,7 +279,10 @@ fn parameters(kind: StageKind, threads: usize) -> Vec<(&'static str, String, &'s
             "Most pixels of a picture, known from its header before it is decoded.",
         ),
     ];
+    let labels = ("max_labels", default.max_labels.to_string(), "Most labels of one request.");
     match kind {
+        StageKind::Answer => vec![],
+        StageKind::Invocation => vec![picture[0].clone(), labels, text],
         StageKind::Preprocess => picture.to_vec(),
         StageKind::CaptionStream => {
             [vec![session], picture.to_vec(), vec![text, deadline]].concat()
@@ -275,7 +296,7 @@ fn parameters(kind: StageKind, threads: usize) -> Vec<(&'static str, String, &'s
         StageKind::Tagger => vec![
             session,
             text,
-            ("max_labels", default.max_labels.to_string(), "Most labels of one request."),
+            labels,
             (
                 "label_cache_size",
                 default.label_cache_size.to_string(),
@@ -289,7 +310,7 @@ fn parameters(kind: StageKind, threads: usize) -> Vec<(&'static str, String, &'s
 mod tests {
     use super::*;
     use imprompt_graph::Probability;
-    use imprompt_stage::ensemble::ENSEMBLES;
+    use imprompt_stage::ensemble::{ENSEMBLES, INVOCATIONS};
     use std::path::PathBuf;
 
     /// Every shipped configuration: (path under `model_repository/`, text).
@@ -301,7 +322,7 @@ mod tests {
             .into_iter()
             .filter(|kind| !halves.contains(kind))
             .map(|kind| (kind.name().to_owned(), stage_config(kind, &sizes, Models::BOTH, 0)));
-        let ensembles = ENSEMBLES.iter().map(|ensemble| {
+        let ensembles = ENSEMBLES.iter().chain(&INVOCATIONS).map(|ensemble| {
             (ensemble.name.to_owned(), ensemble_config(ensemble, &sizes, Models::BOTH))
         });
         stages.chain(ensembles).map(|(name, text)| (format!("{name}/config.pbtxt"), text)).collect()
@@ -352,7 +373,11 @@ mod tests {
         assert!(tagger.contains("key: \"threads\"\n  value: { string_value: \"3\" }"));
         for kind in StageKind::ALL {
             let text = stage_config(kind, &sizes, Models::BOTH, 0);
-            let dims_of_labels = if kind == StageKind::Tagger { 4 } else { 0 };
+            let dims_of_labels = match kind {
+                StageKind::Tagger => 4,
+                StageKind::Answer => 3,
+                _ => 0,
+            };
             assert_eq!(text.matches("[ -1 ]").count(), dims_of_labels, "{text}");
         }
     }

@@ -9,8 +9,8 @@ use imprompt_repository::{
     AddTables, BuildRequest, InProcess, Manifest, ModelFolder, Progress, Silent, Unit, add_tables,
     build, remove_tables,
 };
-use imprompt_stage::ensemble::ENSEMBLES;
-use imprompt_stage::{Data, Parameters, Tensor};
+use imprompt_stage::ensemble::{ENSEMBLES, INVOCATIONS};
+use imprompt_stage::{Data, Parameters, Response, Tensor};
 
 fn models(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models").join(name)
@@ -88,9 +88,9 @@ fn a_whole_repository_answers_in_every_ensemble() {
     whole.vocabularies = vec![vocabulary(folder.path())];
     let started = Started::default();
     let manifest = build(&whole, &started).unwrap();
-    let names: Vec<_> = ENSEMBLES.iter().map(|ensemble| ensemble.name).collect();
+    let names: Vec<_> = ENSEMBLES.iter().chain(&INVOCATIONS).map(|ensemble| ensemble.name).collect();
     assert_eq!(manifest.ensembles, names);
-    assert_eq!(manifest.stages.len(), 7);
+    assert_eq!(manifest.stages.len(), 9);
     assert_eq!(started.0.lock().unwrap().len(), 7, "six tables and the trendings are embedded");
     assert_eq!(Manifest::read(&out).unwrap(), manifest);
     for name in &manifest.ensembles {
@@ -117,6 +117,7 @@ fn a_whole_repository_answers_in_every_ensemble() {
     let norm: f32 = embedding.iter().map(|value| value * value).sum();
     assert!((norm - 1.0).abs() < 1e-4, "{norm}");
     assert_eq!(run("caption", vec![picture()]).len(), 1);
+    bodies_get_what_tensors_get(&run);
     assert_eq!(run("embed_image", vec![picture()]).len(), 1);
 
     // The second build has nothing to embed; another label makes its table new.
@@ -134,8 +135,14 @@ fn one_model_makes_the_ensembles_that_are_possible() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("repository");
     let clip = build(&request(&out, true, false), &Silent).unwrap();
-    assert_eq!(clip.ensembles, ["zero_shot", "embed_image", "embed_text"]);
-    assert_eq!(clip.stages, ["preprocess", "clip_image", "clip_text", "tagger"]);
+    assert_eq!(
+        clip.ensembles,
+        ["zero_shot", "embed_image", "embed_text", "invocations_zero_shot"]
+    );
+    assert_eq!(
+        clip.stages,
+        ["invocation", "preprocess", "clip_image", "clip_text", "tagger", "answer"]
+    );
     let refused = InProcess::open(&out, "caption", &parameters()).err().unwrap();
     assert_eq!(refused.kind(), Kind::NotFound);
     let captioner = build(&request(&out, false, true), &Silent).unwrap();
@@ -261,4 +268,54 @@ fn a_captioner_in_two_stages_says_the_same() {
         (interrogated, run("caption", vec![pictures(), begun]))
     };
     assert_eq!(answers(true), answers(false));
+}
+
+/// The one-input ensembles against those with named tensors, to the bit.
+fn bodies_get_what_tensors_get(run: &dyn Fn(&str, Vec<Tensor<'static>>) -> Response) {
+    let text = |response: &Response, name: &str| {
+        let tensor = response.iter().find(|tensor| tensor.name == name).unwrap();
+        let Data::Bytes(values) = &tensor.data else { panic!("no texts") };
+        String::from_utf8(values[0].to_vec()).unwrap()
+    };
+    let answer = |ensemble: &str, body: Vec<u8>| {
+        let body = Tensor::bytes("body", vec![1, 1], vec![body.into()]);
+        let answer = text(&run(ensemble, vec![body]), "outputs");
+        serde_json::from_str::<serde_json::Value>(&answer).unwrap()
+    };
+    let bytes = std::fs::read(models("croissant.png")).unwrap();
+    let image = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, &bytes);
+    let json = |fields: serde_json::Value| {
+        let mut body = serde_json::json!({ "image": image });
+        body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        body.to_string().into_bytes()
+    };
+
+    let labels = ["a croissant", "a red car", "a fish"];
+    let expected = run("zero_shot", vec![picture(), texts("labels", &labels)]);
+    let Data::F32(probability) = &expected[1].data else { panic!("not floats") };
+    for ensemble in ["invocations", "invocations_zero_shot"] {
+        let found = answer(ensemble, json(serde_json::json!({ "prompt": labels })));
+        let found: [Vec<f32>; 1] = serde_json::from_value(found).unwrap();
+        assert_eq!(found[0], **probability, "{ensemble}");
+        let found = answer(ensemble, json(serde_json::json!({"labels": labels, "top_k": 1})));
+        assert_eq!(found["labels"][0]["label"], "a croissant");
+        assert_eq!(found["labels"].as_array().unwrap().len(), 1);
+    }
+    for mode in ["best", "fast", "negative"] {
+        let expected = run("interrogate", vec![picture(), texts("mode", &[mode])]);
+        let expected = serde_json::json!({ "outputs": text(&expected, "prompt") });
+        for ensemble in ["invocations", "invocations_interrogate"] {
+            let found = answer(ensemble, json(serde_json::json!({ "mode": mode })));
+            assert_eq!(found, expected, "{ensemble}");
+        }
+        if mode == "best" {
+            assert_eq!(answer("invocations", bytes.clone()), expected, "a bare picture");
+        }
+    }
+    let inputs = Tensor::bytes("inputs", vec![1, 1], vec![image.into_bytes().into()]);
+    let short = Tensor::i32("max_length", vec![1, 1], vec![1]);
+    let tokens = Tensor::i32("max_new_tokens", vec![1, 1], vec![1]);
+    let found = run("invocations_generate", vec![inputs, texts("mode", &["caption"]), short]);
+    let expected = run("interrogate", vec![picture(), texts("mode", &["caption"]), tokens]);
+    assert_eq!(text(&found, "outputs"), text(&expected, "prompt"));
 }

@@ -2,7 +2,11 @@
 //! config.pbtxt files are made from these, and the `imprompt` command runs
 //! them in-process.
 
-use crate::signature::{Dtype, Signature, StageKind, TensorSpec};
+mod invocations;
+
+use crate::signature::{Dtype, MAX_BATCH_SIZE, Signature, StageKind, TensorSpec};
+
+pub use invocations::{INVOCATIONS, SPLIT_INVOCATIONS};
 
 /// One step: a stage, and for each of its tensors the ensemble's name for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,6 +24,8 @@ pub struct Step {
 pub struct Ensemble {
     /// The model's name in a repository.
     pub name: &'static str,
+    /// Most pictures of a request.
+    pub max_batch_size: usize,
     /// The inputs, in the order of the contract.
     pub inputs: &'static [&'static str],
     /// The outputs.
@@ -57,14 +63,17 @@ const CLIP_IMAGE: Step = Step {
 };
 
 /// The step of a captioner `$stage` that reads `$picture`, and of the ensemble's inputs `$own`
-/// and all of [`crate::generation`], under their names.
+/// and all of [`crate::generation`], under their names; the number of tokens under `$tokens`.
 macro_rules! captions {
     ($stage:ident, $picture:expr, [$($own:literal),*], $caption:literal) => {
+        captions!($stage, $picture, "max_new_tokens", [$($own),*], $caption)
+    };
+    ($stage:ident, $picture:expr, $tokens:literal, [$($own:literal),*], $caption:literal) => {
         Step {
             stage: StageKind::$stage,
             inputs: &[
                 $picture,
-                ("max_new_tokens", "max_new_tokens"),
+                ("max_new_tokens", $tokens),
                 ("min_new_tokens", "min_new_tokens"),
                 ("num_beams", "num_beams"),
                 ("temperature", "temperature"),
@@ -80,6 +89,8 @@ macro_rules! captions {
         }
     };
 }
+
+use captions;
 
 const RANK: Step = Step {
     stage: StageKind::Ranker,
@@ -103,6 +114,7 @@ const RANK: Step = Step {
 pub const ENSEMBLES: [Ensemble; 5] = [
     Ensemble {
         name: "interrogate",
+        max_batch_size: MAX_BATCH_SIZE,
         inputs: &[
             "image",
             "mode",
@@ -139,6 +151,7 @@ pub const ENSEMBLES: [Ensemble; 5] = [
     },
     Ensemble {
         name: "caption",
+        max_batch_size: MAX_BATCH_SIZE,
         inputs: &[
             "image",
             "text",
@@ -161,6 +174,7 @@ pub const ENSEMBLES: [Ensemble; 5] = [
     },
     Ensemble {
         name: "zero_shot",
+        max_batch_size: MAX_BATCH_SIZE,
         inputs: &["image", "labels", "vocabulary", "template", "top_k"],
         outputs: &["label", "probability", "similarity"],
         steps: &[
@@ -185,6 +199,7 @@ pub const ENSEMBLES: [Ensemble; 5] = [
     },
     Ensemble {
         name: "embed_image",
+        max_batch_size: MAX_BATCH_SIZE,
         inputs: &["image"],
         outputs: &["embedding"],
         steps: &[
@@ -198,6 +213,7 @@ pub const ENSEMBLES: [Ensemble; 5] = [
     },
     Ensemble {
         name: "embed_text",
+        max_batch_size: MAX_BATCH_SIZE,
         inputs: &["text"],
         outputs: &["embedding"],
         steps: &[Step {
@@ -250,7 +266,8 @@ pub const SPLIT_ENSEMBLES: [Ensemble; 2] = [
 impl Ensemble {
     /// Every ensemble there may be; of two with one name a repository has one.
     pub fn all() -> impl Iterator<Item = &'static Ensemble> {
-        const ALL: [&[Ensemble]; 2] = [&ENSEMBLES, &SPLIT_ENSEMBLES];
+        const ALL: [&[Ensemble]; 4] =
+            [&ENSEMBLES, &INVOCATIONS, &SPLIT_ENSEMBLES, &SPLIT_INVOCATIONS];
         ALL.into_iter().flatten()
     }
 

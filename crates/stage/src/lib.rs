@@ -8,6 +8,7 @@
 //! under which name it is served: SageMaker renames models.
 #![forbid(unsafe_code)]
 
+pub mod answer;
 pub mod caption_stream;
 pub mod caption_vision;
 pub mod captioner;
@@ -18,6 +19,8 @@ mod engine;
 pub mod ensemble;
 mod files;
 pub mod generation;
+pub mod invocation;
+mod invoked;
 mod modes;
 mod parameters;
 pub mod preprocess;
@@ -81,6 +84,8 @@ pub trait Sink {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "stage", rename_all = "snake_case")]
 pub enum StageFile {
+    /// [`invocation`].
+    Invocation(invocation::InvocationFile),
     /// [`preprocess`].
     Preprocess(preprocess::PreprocessFile),
     /// [`clip_image`].
@@ -99,6 +104,27 @@ pub enum StageFile {
     Ranker(ranker::RankerFile),
     /// [`tagger`].
     Tagger(tagger::TaggerFile),
+    /// [`answer`].
+    Answer(answer::AnswerFile),
+}
+
+impl StageFile {
+    /// The kind of stage.
+    pub fn kind(&self) -> StageKind {
+        match self {
+            StageFile::Invocation(_) => StageKind::Invocation,
+            StageFile::Preprocess(_) => StageKind::Preprocess,
+            StageFile::ClipImage(_) => StageKind::ClipImage,
+            StageFile::ClipText(_) => StageKind::ClipText,
+            StageFile::Captioner(_) => StageKind::Captioner,
+            StageFile::CaptionVision(_) => StageKind::CaptionVision,
+            StageFile::CaptionDecoder(_) => StageKind::CaptionDecoder,
+            StageFile::CaptionStream(_) => StageKind::CaptionStream,
+            StageFile::Ranker(_) => StageKind::Ranker,
+            StageFile::Tagger(_) => StageKind::Tagger,
+            StageFile::Answer(_) => StageKind::Answer,
+        }
+    }
 }
 
 /// Opens the stage in `folder` (the model's version folder).
@@ -113,7 +139,10 @@ pub fn open(folder: &Path, parameters: &Parameters) -> Result<Box<dyn StageModel
     let library_folders = [Some(folder), folder.parent()].into_iter().flatten();
     let library_folders = library_folders.map(Path::to_owned).collect();
     let parameters = &Parameters { library_folders, ..parameters.clone() };
-    Ok(match file {
+    let kind = file.kind();
+    let model: Box<dyn StageModel> = match file {
+        StageFile::Invocation(_) => Box::new(invocation::InvocationModel::open(parameters)),
+        StageFile::Answer(_) => Box::new(answer::AnswerModel::open()),
         StageFile::Preprocess(file) => {
             Box::new(preprocess::PreprocessModel::open(folder, &file, parameters)?)
         }
@@ -137,5 +166,11 @@ pub fn open(folder: &Path, parameters: &Parameters) -> Result<Box<dyn StageModel
         }
         StageFile::Ranker(file) => Box::new(ranker::RankerModel::open(folder, file, parameters)?),
         StageFile::Tagger(file) => Box::new(tagger::TaggerModel::open(folder, file, parameters)?),
+    };
+    let is_invoked = model.signature().inputs.iter().any(|spec| spec.name == invoked::INVOCATION);
+    Ok(match kind {
+        StageKind::Answer => model,
+        _ if is_invoked => Box::new(invoked::InvokedModel::new(kind, model)),
+        _ => model,
     })
 }

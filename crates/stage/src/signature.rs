@@ -6,6 +6,7 @@ use std::fmt;
 use imprompt_error::{Error, Result};
 
 use crate::generation::INPUTS;
+use crate::invoked::INVOCATION;
 
 /// Element types that cross a stage's border.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,6 +84,8 @@ pub const MAX_BATCH_SIZE: usize = 8;
 /// The kinds of stage, one a Triton model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum StageKind {
+    /// The body of a request to a picture and what is asked of it.
+    Invocation,
     /// Decodes and orients a picture, and resizes it as CLIP and the captioner want it.
     Preprocess,
     /// CLIP's image tower.
@@ -101,11 +104,14 @@ pub enum StageKind {
     Ranker,
     /// Zero-shot labels.
     Tagger,
+    /// What was found in the form that the body asks for.
+    Answer,
 }
 
 impl StageKind {
     /// Every kind, in the order a request meets them.
-    pub const ALL: [StageKind; 9] = [
+    pub const ALL: [StageKind; 11] = [
+        StageKind::Invocation,
         StageKind::Preprocess,
         StageKind::ClipImage,
         StageKind::ClipText,
@@ -115,11 +121,13 @@ impl StageKind {
         StageKind::CaptionStream,
         StageKind::Ranker,
         StageKind::Tagger,
+        StageKind::Answer,
     ];
 
     /// The name: of the stage in its [`crate::STAGE_FILE`], and of its model in a repository.
     pub fn name(self) -> &'static str {
         match self {
+            StageKind::Invocation => "invocation",
             StageKind::Preprocess => "preprocess",
             StageKind::ClipImage => "clip_image",
             StageKind::ClipText => "clip_text",
@@ -129,6 +137,7 @@ impl StageKind {
             StageKind::CaptionStream => "caption_stream",
             StageKind::Ranker => "ranker",
             StageKind::Tagger => "tagger",
+            StageKind::Answer => "answer",
         }
     }
 
@@ -147,9 +156,23 @@ impl StageKind {
         let embeds = |name| required(name, Fp32, vec![-1]);
         let text = |name| required(name, Bytes, vec![1]);
         let picture_embeds = required("picture_embeds", Fp32, vec![-1, -1]);
+        let invocation = || optional(INVOCATION, Bytes);
+        let list =
+            |name, dtype| TensorSpec { dims: vec![-1], ragged: true, ..optional(name, dtype) };
         let (inputs, outputs) = match self {
+            StageKind::Invocation => (vec![text("body")], vec![text("image"), text(INVOCATION)]),
+            StageKind::Answer => (
+                vec![
+                    text(INVOCATION),
+                    optional("prompt", Bytes),
+                    list("label", Bytes),
+                    list("probability", Fp32),
+                    list("similarity", Fp32),
+                ],
+                vec![text("outputs")],
+            ),
             StageKind::Preprocess => (
-                vec![text("image")],
+                vec![text("image"), invocation()],
                 vec![
                     pixel_values("clip_pixel_values"),
                     pixel_values("open_clip_pixel_values"),
@@ -180,6 +203,7 @@ impl StageKind {
                     optional("min_flavors", Int32),
                     optional("max_flavors", Int32),
                     optional("budget_ms", Int32),
+                    invocation(),
                 ],
                 vec![
                     text("prompt"),
@@ -191,10 +215,11 @@ impl StageKind {
             StageKind::Tagger => (
                 vec![
                     embeds("image_embeds"),
-                    TensorSpec { dims: vec![-1], ragged: true, ..optional("labels", Bytes) },
+                    list("labels", Bytes),
                     optional("vocabulary", Bytes),
                     optional("template", Bytes),
                     optional("top_k", Int32),
+                    invocation(),
                 ],
                 vec![
                     required("label", Bytes, vec![-1]),
@@ -214,7 +239,8 @@ fn captioner(picture: TensorSpec) -> Vec<TensorSpec> {
 
 /// What says that an item needs no caption: the mode, or a caption that is given.
 fn caption_is_known() -> Vec<TensorSpec> {
-    vec![optional("mode", Dtype::Bytes), optional("given_caption", Dtype::Bytes)]
+    let known = ["mode", "given_caption", INVOCATION];
+    known.map(|name| optional(name, Dtype::Bytes)).to_vec()
 }
 
 /// How a caption is generated.
