@@ -79,7 +79,10 @@ fn zero_shot(name: &str, tokenizer: Option<&str>, golden: &Golden, kind: &str) -
     let folder = tempfile::tempdir().unwrap();
     let request = request(folder.path(), model(folder.path(), name, tokenizer));
     let manifest = build(&request, &Silent).unwrap();
-    assert_eq!(manifest.ensembles, ["zero_shot", "embed_image", "embed_text", "invocations_zero_shot"]);
+    assert_eq!(
+        manifest.ensembles,
+        ["zero_shot", "embed_image", "embed_text", "invocations_zero_shot"]
+    );
     assert_eq!(manifest.clip.unwrap().probability.as_deref(), Some(kind));
     let parameters = Parameters { onnxruntime: Some(onnxruntime()), ..Parameters::default() };
     let mut opened = InProcess::open(&request.out, "zero_shot", &parameters).unwrap();

@@ -88,7 +88,8 @@ fn a_whole_repository_answers_in_every_ensemble() {
     whole.vocabularies = vec![vocabulary(folder.path())];
     let started = Started::default();
     let manifest = build(&whole, &started).unwrap();
-    let names: Vec<_> = ENSEMBLES.iter().chain(&INVOCATIONS).map(|ensemble| ensemble.name).collect();
+    let names: Vec<_> =
+        ENSEMBLES.iter().chain(&INVOCATIONS).map(|ensemble| ensemble.name).collect();
     assert_eq!(manifest.ensembles, names);
     assert_eq!(manifest.stages.len(), 9);
     assert_eq!(started.0.lock().unwrap().len(), 7, "six tables and the trendings are embedded");
@@ -135,10 +136,7 @@ fn one_model_makes_the_ensembles_that_are_possible() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("repository");
     let clip = build(&request(&out, true, false), &Silent).unwrap();
-    assert_eq!(
-        clip.ensembles,
-        ["zero_shot", "embed_image", "embed_text", "invocations_zero_shot"]
-    );
+    assert_eq!(clip.ensembles, ["zero_shot", "embed_image", "embed_text", "invocations_zero_shot"]);
     assert_eq!(
         clip.stages,
         ["invocation", "preprocess", "clip_image", "clip_text", "tagger", "answer"]
