@@ -167,7 +167,7 @@ fn a_model_is_downloaded_once_and_then_taken_from_the_cache() {
     assert_eq!((first.code, &*first.stdout), (0, ""), "{}", first.stderr);
     assert!(!first.stderr.contains("secret-token"));
     assert_eq!(machine.manifest()["clip"]["name"], "acme/clip");
-    let ensembles = json!(["zero_shot", "embed_image", "embed_text"]);
+    let ensembles = json!(["zero_shot", "embed_image", "embed_text", "invocations_zero_shot"]);
     assert_eq!(machine.manifest()["ensembles"], ensembles);
     let asked = server.asked();
     assert!(asked.iter().all(|asked| asked.header("authorization") == Some("Bearer secret-token")));
