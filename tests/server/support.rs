@@ -42,28 +42,48 @@ pub struct Server {
     http: u16,
     grpc: u16,
     metrics: u16,
+    sagemaker: Option<u16>,
+}
+
+/// What a server is given beside its models.
+#[derive(Clone, Copy, PartialEq)]
+enum Given {
+    /// Our backend and ONNX Runtime.
+    All,
+    /// Nothing: the models bring both.
+    Nothing,
+    /// Nothing, and it has SageMaker's front end alone.
+    SageMaker,
 }
 
 impl Server {
     /// Starts a server on `repositories`; it may have models that do not load.
     pub fn start(repositories: &[&Path], flags: &[&str]) -> Server {
-        Self::launch(repositories, flags, true)
+        Self::launch(repositories, flags, Given::All)
     }
 
     /// Starts a server that has no backend and is told of no ONNX Runtime: the models bring both.
     pub fn start_bare(repositories: &[&Path], flags: &[&str]) -> Server {
-        Self::launch(repositories, flags, false)
+        Self::launch(repositories, flags, Given::Nothing)
     }
 
-    fn launch(repositories: &[&Path], flags: &[&str], has_backend: bool) -> Server {
+    /// [`Server::start_bare`] with the flags of the `serve` script in SageMaker's images: neither
+    /// HTTP nor gRPC of its own.
+    pub fn start_sagemaker(repository: &Path, flags: &[&str]) -> Server {
+        let own = ["--allow-sagemaker=true", "--allow-http=false", "--allow-grpc=false"];
+        let own = [&own[..], &["--model-control-mode=explicit"], flags].concat();
+        Self::launch(&[repository], &own, Given::SageMaker)
+    }
+
+    fn launch(repositories: &[&Path], flags: &[&str], given: Given) -> Server {
         let binary = from_environment("IMPROMPT_TRITONSERVER");
         let folder = tempfile::tempdir().unwrap();
         let backend = folder.path().join("backends/imprompt");
         fs::create_dir_all(&backend).unwrap();
-        if has_backend {
+        if given == Given::All {
             symlink(library(), backend.join("libtriton_imprompt.so")).unwrap();
         }
-        let [http, grpc, metrics] = free_ports();
+        let [http, grpc, metrics, sagemaker] = free_ports();
         let mut command = Command::new("sh");
         command.args(["-c", KEEPER, "sh"]).arg(folder.path().join("log")).arg(binary);
         for repository in repositories {
@@ -78,8 +98,12 @@ impl Server {
             .args(flags)
             // Growth of memory is then that of the server, not of malloc's arenas.
             .env("MALLOC_ARENA_MAX", "2");
-        if !has_backend {
+        if given != Given::All {
             command.env_remove("IMPROMPT_ONNXRUNTIME");
+        }
+        let sagemaker = (given == Given::SageMaker).then_some(sagemaker);
+        if let Some(port) = sagemaker {
+            command.args(["--sagemaker-port", &port.to_string()]);
         }
         let mut keeper = command
             .stdin(Stdio::piped())
@@ -90,7 +114,7 @@ impl Server {
         let mut pid = String::new();
         BufReader::new(keeper.stdout.take().unwrap()).read_line(&mut pid).unwrap();
         let pid = pid.trim().parse().expect("the keeper says the server's pid");
-        let mut server = Server { keeper, pid, folder, http, grpc, metrics };
+        let mut server = Server { keeper, pid, folder, http, grpc, metrics, sagemaker };
         let start = Instant::now();
         while !server.has_loaded() {
             let ended = server.keeper.try_wait().unwrap();
@@ -104,6 +128,10 @@ impl Server {
     /// True once every model is ready, or has failed with a reason: the server
     /// answers "live" while it still loads.
     fn has_loaded(&self) -> bool {
+        if self.sagemaker.is_some() {
+            let ping = ureq::get(format!("http://{}/ping", self.sagemaker_address())).call();
+            return ping.is_ok();
+        }
         let client = self.client();
         let settled = |model: &serde_json::Value| match model["state"].as_str() {
             Some("READY") => true,
@@ -125,6 +153,11 @@ impl Server {
 
     pub fn grpc_address(&self) -> String {
         format!("127.0.0.1:{}", self.grpc)
+    }
+
+    /// Of [`Server::start_sagemaker`].
+    pub fn sagemaker_address(&self) -> String {
+        format!("127.0.0.1:{}", self.sagemaker.expect("SageMaker's front end was asked for"))
     }
 
     /// The server's process.
@@ -235,7 +268,8 @@ pub fn copy_model(repository: &Path, stage: &str, name: &str, config: &str) {
     fs::write(repository.join(name).join("config.pbtxt"), text).unwrap();
 }
 
-fn copy_folder(from: &Path, to: &Path) {
+/// Copies a folder with all that is in it.
+pub fn copy_folder(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();
@@ -263,10 +297,33 @@ pub fn from_environment(variable: &str) -> PathBuf {
 }
 
 /// Ports that nobody listened on a moment ago.
-fn free_ports() -> [u16; 3] {
+fn free_ports() -> [u16; 4] {
     // Held together, so that they differ.
-    let held = [(); 3].map(|()| TcpListener::bind(("127.0.0.1", 0)).unwrap());
+    let held = [(); 4].map(|()| TcpListener::bind(("127.0.0.1", 0)).unwrap());
     held.map(|listener| listener.local_addr().unwrap().port())
+}
+
+/// An answer of HTTP.
+pub struct Answer {
+    pub status: u16,
+    /// Its content type.
+    pub kind: String,
+    pub body: Vec<u8>,
+}
+
+/// Calls `url` with whatever method, headers and body.
+pub fn call(method: &str, url: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
+    let agent: ureq::Agent =
+        ureq::Agent::config_builder().http_status_as_error(false).build().into();
+    let mut request = ureq::http::Request::builder().method(method).uri(url);
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    let mut answer = agent.run(request.body(body.to_vec()).unwrap()).unwrap();
+    let kind = answer.headers().get("content-type");
+    let kind = kind.map(|kind| kind.to_str().unwrap().to_owned()).unwrap_or_default();
+    let body = answer.body_mut().read_to_vec().unwrap();
+    Answer { status: answer.status().as_u16(), kind, body }
 }
 
 /// A picture of one colour as PNG, with a diagonal so that it is no constant.

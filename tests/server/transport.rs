@@ -11,19 +11,14 @@ use flate2::write::GzEncoder;
 use imprompt_kserve::InferRequest;
 use serde_json::{Value, json};
 
-use crate::support::{Server, demo_repository, eventually, good, picture, server, with_image};
+use crate::support::{
+    Server, call, demo_repository, eventually, good, picture, server, with_image,
+};
 
 /// Posts `body` to a server's `path`; the status and the answer.
 fn post(server: &Server, path: &str, headers: &[(&str, &str)], body: &[u8]) -> (u16, Value) {
-    let agent: ureq::Agent =
-        ureq::Agent::config_builder().http_status_as_error(false).build().into();
-    let mut call = agent.post(format!("http://{}{path}", server.http_address()));
-    for (name, value) in headers {
-        call = call.header(*name, *value);
-    }
-    let mut answer = call.send(body).unwrap();
-    let text = answer.body_mut().read_to_string().unwrap();
-    (answer.status().as_u16(), serde_json::from_str(&text).unwrap_or(Value::Null))
+    let answer = call("POST", &format!("http://{}{path}", server.http_address()), headers, body);
+    (answer.status, serde_json::from_slice(&answer.body).unwrap_or(Value::Null))
 }
 
 fn base64_picture() -> String {

@@ -1,6 +1,12 @@
 //! The ensembles: which stage's output feeds which stage's input. The shipped
 //! config.pbtxt files are made from these, and the `imprompt` command runs
 //! them in-process.
+//!
+//! Every step takes an output of the one before it, if need be as its input `after`, which nobody
+//! reads: the steps of one request never run side by side. In Triton before 26.02 a request whose
+//! step fails, or is cancelled, while another of its steps runs is never released, and the model
+//! is never unloaded (triton-inference-server/core, pull request 466). Little is lost: a step has
+//! all cores or the whole device, and the steps of several requests still run side by side.
 
 mod invocations;
 
@@ -62,13 +68,17 @@ const CLIP_IMAGE: Step = Step {
     outputs: &[("image_embeds", "image_embeds")],
 };
 
-/// The step of a captioner `$stage` that reads `$picture`, and of the ensemble's inputs `$own`
-/// and all of [`crate::generation`], under their names; the number of tokens under `$tokens`.
+const MODE: (&str, &str) = ("mode", "mode");
+const GIVEN_CAPTION: (&str, &str) = ("given_caption", "given_caption");
+const AFTER_CLIP_IMAGE: (&str, &str) = ("after", "image_embeds");
+
+/// The step of a captioner `$stage` that reads `$picture`, `$own`, and of the ensemble's inputs all of
+/// [`crate::generation`] under their names; the number of tokens under `$tokens`.
 macro_rules! captions {
-    ($stage:ident, $picture:expr, [$($own:literal),*], $caption:literal) => {
+    ($stage:ident, $picture:expr, [$($own:expr),*], $caption:literal) => {
         captions!($stage, $picture, "max_new_tokens", [$($own),*], $caption)
     };
-    ($stage:ident, $picture:expr, $tokens:literal, [$($own:literal),*], $caption:literal) => {
+    ($stage:ident, $picture:expr, $tokens:literal, [$($own:expr),*], $caption:literal) => {
         Step {
             stage: StageKind::$stage,
             inputs: &[
@@ -83,7 +93,7 @@ macro_rules! captions {
                 ("repetition_penalty", "repetition_penalty"),
                 ("length_penalty", "length_penalty"),
                 ("no_repeat_ngram_size", "no_repeat_ngram_size"),
-                $(($own, $own)),*
+                $($own),*
             ],
             outputs: &[("caption", $caption)],
         }
@@ -91,6 +101,12 @@ macro_rules! captions {
 }
 
 use captions;
+
+const CAPTION_VISION: Step = Step {
+    stage: StageKind::CaptionVision,
+    inputs: &[("pixel_values", "caption_pixel_values"), MODE, GIVEN_CAPTION, AFTER_CLIP_IMAGE],
+    outputs: &[("picture_embeds", "picture_embeds")],
+};
 
 const RANK: Step = Step {
     stage: StageKind::Ranker,
@@ -143,7 +159,7 @@ pub const ENSEMBLES: [Ensemble; 5] = [
             captions!(
                 Captioner,
                 ("pixel_values", "caption_pixel_values"),
-                ["mode", "given_caption"],
+                [MODE, GIVEN_CAPTION, AFTER_CLIP_IMAGE],
                 "plain_caption"
             ),
             RANK,
@@ -169,7 +185,12 @@ pub const ENSEMBLES: [Ensemble; 5] = [
         outputs: &["caption"],
         steps: &[
             CAPTION_PIXELS,
-            captions!(Captioner, ("pixel_values", "caption_pixel_values"), ["text"], "caption"),
+            captions!(
+                Captioner,
+                ("pixel_values", "caption_pixel_values"),
+                [("text", "text")],
+                "caption"
+            ),
         ],
     },
     Ensemble {
@@ -214,7 +235,7 @@ pub const ENSEMBLES: [Ensemble; 5] = [
     Ensemble {
         name: "embed_text",
         max_batch_size: MAX_BATCH_SIZE,
-        inputs: &["text"],
+        inputs: &[("text", "text")],
         outputs: &["embedding"],
         steps: &[Step {
             stage: StageKind::ClipText,
@@ -230,19 +251,11 @@ pub const SPLIT_ENSEMBLES: [Ensemble; 2] = [
         steps: &[
             BOTH_PIXELS,
             CLIP_IMAGE,
-            Step {
-                stage: StageKind::CaptionVision,
-                inputs: &[
-                    ("pixel_values", "caption_pixel_values"),
-                    ("mode", "mode"),
-                    ("given_caption", "given_caption"),
-                ],
-                outputs: &[("picture_embeds", "picture_embeds")],
-            },
+            CAPTION_VISION,
             captions!(
                 CaptionDecoder,
                 ("picture_embeds", "picture_embeds"),
-                ["mode", "given_caption"],
+                [MODE, GIVEN_CAPTION],
                 "plain_caption"
             ),
             RANK,
@@ -257,7 +270,12 @@ pub const SPLIT_ENSEMBLES: [Ensemble; 2] = [
                 inputs: &[("pixel_values", "caption_pixel_values")],
                 outputs: &[("picture_embeds", "picture_embeds")],
             },
-            captions!(CaptionDecoder, ("picture_embeds", "picture_embeds"), ["text"], "caption"),
+            captions!(
+                CaptionDecoder,
+                ("picture_embeds", "picture_embeds"),
+                [("text", "text")],
+                "caption"
+            ),
         ],
         ..ENSEMBLES[1]
     },
@@ -314,9 +332,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_tensor_comes_from_somewhere() {
+    fn every_tensor_comes_from_somewhere_and_every_step_waits_for_the_one_before() {
         for ensemble in Ensemble::all() {
             let mut known: Vec<&str> = ensemble.inputs.to_vec();
+            let mut before: Option<&Step> = None;
             for step in ensemble.steps {
                 let signature = step.stage.signature();
                 for (inner, outer) in step.inputs {
@@ -326,6 +345,11 @@ mod tests {
                 for spec in signature.inputs.iter().filter(|spec| !spec.optional) {
                     assert!(step.inputs.iter().any(|(inner, _)| *inner == spec.name));
                 }
+                let takes = |made: &str| step.inputs.iter().any(|(_, outer)| *outer == made);
+                let is_next =
+                    before.is_none_or(|step| step.outputs.iter().any(|(_, made)| takes(made)));
+                assert!(is_next, "{}: {:?} does not wait", ensemble.name, step.stage);
+                before = Some(step);
                 for (inner, outer) in step.outputs {
                     assert!(signature.outputs.iter().any(|spec| spec.name == *inner));
                     known.push(outer);

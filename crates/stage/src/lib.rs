@@ -133,6 +133,7 @@ impl StageFile {
 /// `BadModel` naming the file that is missing or wrong; what the engine says of
 /// the graphs.
 pub fn open(folder: &Path, parameters: &Parameters) -> Result<Box<dyn StageModel>> {
+    files::check_folder(folder)?;
     let text = files::text(folder, STAGE_FILE)?;
     let file: StageFile = serde_json::from_str(&text)
         .map_err(|error| Error::bad_model(format!("{STAGE_FILE}: {error}")))?;

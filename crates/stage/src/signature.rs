@@ -157,8 +157,6 @@ impl StageKind {
         let text = |name| required(name, Bytes, vec![1]);
         let picture_embeds = required("picture_embeds", Fp32, vec![-1, -1]);
         let invocation = || optional(INVOCATION, Bytes);
-        let list =
-            |name, dtype| TensorSpec { dims: vec![-1], ragged: true, ..optional(name, dtype) };
         let (inputs, outputs) = match self {
             StageKind::Invocation => (vec![text("body")], vec![text("image"), text(INVOCATION)]),
             StageKind::Answer => (
@@ -183,11 +181,12 @@ impl StageKind {
                 (vec![pixel_values("pixel_values")], vec![embeds("image_embeds")])
             }
             StageKind::ClipText => (vec![text("text")], vec![embeds("text_embeds")]),
-            StageKind::Captioner => {
-                (captioner(pixel_values("pixel_values")), vec![text("caption")])
-            }
+            StageKind::Captioner => (
+                [captioner(pixel_values("pixel_values")), vec![after()]].concat(),
+                vec![text("caption")],
+            ),
             StageKind::CaptionVision => (
-                [vec![pixel_values("pixel_values")], caption_is_known()].concat(),
+                [vec![pixel_values("pixel_values")], caption_is_known(), vec![after()]].concat(),
                 vec![picture_embeds.clone()],
             ),
             StageKind::CaptionDecoder => (captioner(picture_embeds), vec![text("caption")]),
@@ -220,6 +219,7 @@ impl StageKind {
                     optional("template", Bytes),
                     optional("top_k", Int32),
                     invocation(),
+                    after(),
                 ],
                 vec![
                     required("label", Bytes, vec![-1]),
@@ -246,6 +246,16 @@ fn caption_is_known() -> Vec<TensorSpec> {
 /// How a caption is generated.
 fn generation() -> Vec<TensorSpec> {
     INPUTS.into_iter().map(|(name, dtype)| optional(name, dtype)).collect()
+}
+
+/// Read by nobody. A step that takes an output of another one here begins when that one has ended:
+/// see [`crate::ensemble`].
+fn after() -> TensorSpec {
+    list("after", Dtype::Fp32)
+}
+
+fn list(name: &'static str, dtype: Dtype) -> TensorSpec {
+    TensorSpec { dims: vec![-1], ragged: true, ..optional(name, dtype) }
 }
 
 fn required(name: &'static str, dtype: Dtype, dims: Vec<i64>) -> TensorSpec {

@@ -3,7 +3,7 @@
 //!
 //! The first answers every form of body; the others are parts of it, for packages that hold less.
 
-use super::{CLIP_IMAGE, Ensemble, Step, captions};
+use super::{AFTER_CLIP_IMAGE, CLIP_IMAGE, Ensemble, GIVEN_CAPTION, MODE, Step, captions};
 use crate::signature::{MAX_BATCH_SIZE, StageKind};
 
 const INVOCATION: Step = Step {
@@ -28,7 +28,11 @@ const BOTH_PIXELS: Step = Step {
 
 const CAPTIONER: Step = Step {
     stage: StageKind::Captioner,
-    inputs: &[("pixel_values", "caption_pixel_values"), ("invocation", "invocation")],
+    inputs: &[
+        ("pixel_values", "caption_pixel_values"),
+        ("invocation", "invocation"),
+        AFTER_CLIP_IMAGE,
+    ],
     outputs: &[("caption", "caption")],
 };
 
@@ -51,13 +55,23 @@ const RANK: Step = Step {
         ("caption", "caption"),
         ("invocation", "invocation"),
     ],
-    outputs: &[("prompt", "prompt")],
+    // The second is for the step after it.
+    outputs: &[("prompt", "prompt"), ("similarity", "prompt_similarity")],
 };
 
 const TAG: Step = Step {
     stage: StageKind::Tagger,
     inputs: &[("image_embeds", "image_embeds"), ("invocation", "invocation")],
     outputs: &[("label", "label"), ("probability", "probability"), ("similarity", "similarity")],
+};
+
+const TAG_AFTER_RANK: Step = Step {
+    inputs: &[
+        ("image_embeds", "image_embeds"),
+        ("invocation", "invocation"),
+        ("after", "prompt_similarity"),
+    ],
+    ..TAG
 };
 
 const ANSWER_PROMPT: Step = Step {
@@ -132,7 +146,7 @@ const GENERATE_RANK: Step = Step { outputs: &[("prompt", "outputs")], ..super::R
 /// alone.
 pub const INVOCATIONS: [Ensemble; 4] = [
     Ensemble {
-        steps: &[INVOCATION, BOTH_PIXELS, CLIP_IMAGE, CAPTIONER, RANK, TAG, ANSWER_BOTH],
+        steps: &[INVOCATION, BOTH_PIXELS, CLIP_IMAGE, CAPTIONER, RANK, TAG_AFTER_RANK, ANSWER_BOTH],
         ..WHOLE
     },
     Ensemble {
@@ -147,7 +161,7 @@ pub const INVOCATIONS: [Ensemble; 4] = [
                 Captioner,
                 ("pixel_values", "caption_pixel_values"),
                 "max_length",
-                ["mode", "given_caption"],
+                [MODE, GIVEN_CAPTION, AFTER_CLIP_IMAGE],
                 "plain_caption"
             ),
             GENERATE_RANK,
@@ -171,7 +185,7 @@ pub const SPLIT_INVOCATIONS: [Ensemble; 3] = [
             CAPTION_VISION,
             CAPTION_DECODER,
             RANK,
-            TAG,
+            TAG_AFTER_RANK,
             ANSWER_BOTH,
         ],
         ..WHOLE
@@ -192,20 +206,12 @@ pub const SPLIT_INVOCATIONS: [Ensemble; 3] = [
         steps: &[
             GENERATE_PIXELS,
             CLIP_IMAGE,
-            Step {
-                stage: StageKind::CaptionVision,
-                inputs: &[
-                    ("pixel_values", "caption_pixel_values"),
-                    ("mode", "mode"),
-                    ("given_caption", "given_caption"),
-                ],
-                outputs: &[("picture_embeds", "picture_embeds")],
-            },
+            super::CAPTION_VISION,
             captions!(
                 CaptionDecoder,
                 ("picture_embeds", "picture_embeds"),
                 "max_length",
-                ["mode", "given_caption"],
+                [MODE, GIVEN_CAPTION],
                 "plain_caption"
             ),
             GENERATE_RANK,

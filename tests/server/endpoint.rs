@@ -1,0 +1,177 @@
+//! A real server with SageMaker's front end, started as the `serve` script of SageMaker's images starts
+//! it, and packages unpacked as the platform does it.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Mutex, OnceLock};
+
+use imprompt_kserve::{InferRequest, InferResponse};
+use imprompt_package::{PackRequest, pack};
+use imprompt_repository::Silent;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::library::library;
+use crate::support::{Answer, Server, call, demo_repository, from_environment};
+
+/// Where SageMaker unpacks the packages of a multi-model endpoint; the front end takes no other place.
+const MODELS: &str = "/opt/ml/models";
+
+/// A body whose first N bytes are its JSON, before the tensors; 0: the whole body is the one input.
+const BINARY: &str = "application/vnd.sagemaker-triton.binary+json;json-header-size=";
+
+/// `ensemble` of the demo repository as a package, made once.
+pub fn package(ensemble: &str) -> PathBuf {
+    static PACKAGES: OnceLock<(TempDir, Mutex<HashMap<String, PathBuf>>)> = OnceLock::new();
+    let (folder, packages) =
+        PACKAGES.get_or_init(|| (tempfile::tempdir().unwrap(), Mutex::default()));
+    let mut packages = packages.lock().unwrap();
+    let make = || repackage(folder.path(), &demo_repository(), ensemble, &library()).0;
+    packages.entry(ensemble.to_owned()).or_insert_with(make).clone()
+}
+
+/// Packs `ensemble` of `repository` with `library`, into `folder`: the package, and the library's name in it.
+pub fn repackage(
+    folder: &Path,
+    repository: &Path,
+    ensemble: &str,
+    library: &Path,
+) -> (PathBuf, String) {
+    let request = PackRequest {
+        repository: repository.to_owned(),
+        ensemble: ensemble.to_owned(),
+        library: library.to_owned(),
+        companions: vec![from_environment("IMPROMPT_ONNXRUNTIME")],
+        out: folder.join(format!("{ensemble}.tar.gz")),
+        level: 1,
+    };
+    let packed = pack(&request, &Silent).unwrap();
+    (request.out, packed.library)
+}
+
+/// Unpacks as the platform does it.
+pub fn unpack(package: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    let status = Command::new("tar").arg("-xzf").arg(package).arg("-C").arg(to).status();
+    assert!(status.unwrap().success());
+}
+
+/// A package where a multi-model endpoint has it. It is removed in the end.
+pub struct Unpacked {
+    /// What SageMaker calls the model in its paths.
+    hash: String,
+}
+
+impl Unpacked {
+    /// `package` under a name that begins with `name`, which no other test uses.
+    pub fn new(name: &str, package: &Path) -> Unpacked {
+        let unpacked = Unpacked { hash: format!("{name}{}", std::process::id()) };
+        unpack(package, &unpacked.folder());
+        unpacked
+    }
+
+    /// The folder that the endpoint is told of.
+    pub fn folder(&self) -> PathBuf {
+        Path::new(MODELS).join(&self.hash).join("model")
+    }
+
+    /// Puts another package in its place.
+    pub fn replace(&self, package: &Path) {
+        fs::remove_dir_all(self.folder()).unwrap();
+        unpack(package, &self.folder());
+    }
+}
+
+impl Drop for Unpacked {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(Path::new(MODELS).join(&self.hash));
+    }
+}
+
+/// An endpoint's container.
+pub struct Endpoint {
+    pub server: Server,
+    /// The model or the repository of a server without models.
+    _folder: TempDir,
+}
+
+impl Endpoint {
+    /// A single-model endpoint with the package of `ensemble`.
+    pub fn single(ensemble: &str) -> Endpoint {
+        let folder = tempfile::tempdir().unwrap();
+        let model = folder.path().join("model");
+        unpack(&package(ensemble), &model);
+        let server = Server::start_sagemaker(&model, &[&format!("--load-model={ensemble}")]);
+        Endpoint { server, _folder: folder }
+    }
+
+    /// A multi-model endpoint without models.
+    pub fn multi() -> Endpoint {
+        let may_write = fs::create_dir_all(MODELS).is_ok();
+        assert!(may_write, "{MODELS} cannot be made: run the tests through scripts/test");
+        let folder = tempfile::tempdir().unwrap();
+        let server = Server::start_sagemaker(folder.path(), &[]);
+        Endpoint { server, _folder: folder }
+    }
+
+    fn call(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
+        let url = format!("http://{}{path}", self.server.sagemaker_address());
+        call(method, &url, headers, body)
+    }
+
+    /// Loads as the platform does: the status and what was said.
+    pub fn load(&self, model: &Unpacked) -> (u16, String) {
+        let body = json!({"model_name": model.hash, "url": model.folder()});
+        let target = format!("{}.tar.gz", model.hash);
+        let headers = [("x-amzn-sagemaker-target-model", target.as_str())];
+        let answer = self.call("POST", "/models", &headers, body.to_string().as_bytes());
+        (answer.status, String::from_utf8(answer.body).unwrap())
+    }
+
+    /// Unloads: the status.
+    pub fn unload(&self, model: &Unpacked) -> u16 {
+        self.call("DELETE", &format!("/models/{}", model.hash), &[], b"").status
+    }
+
+    /// A body of whatever type, to `model` or, without, to the one that a single-model endpoint has.
+    pub fn invoke(&self, model: Option<&Unpacked>, kind: &str, body: &[u8]) -> Answer {
+        let path = match model {
+            Some(model) => format!("/models/{}/invoke", model.hash),
+            None => "/invocations".to_owned(),
+        };
+        self.call("POST", &path, &[("content-type", kind)], body)
+    }
+
+    /// The binary form of KServe v2.
+    pub fn infer(
+        &self,
+        model: Option<&Unpacked>,
+        request: &InferRequest,
+    ) -> Result<InferResponse, (u16, String)> {
+        let (body, length) = request.http_body();
+        let answer = self.invoke(model, &format!("{BINARY}{length}"), &body);
+        if answer.status != 200 {
+            return Err((answer.status, String::from_utf8(answer.body).unwrap()));
+        }
+        let length = answer.kind.strip_prefix(BINARY).map(|length| length.parse().unwrap());
+        Ok(InferResponse::from_http_body(&answer.body, length).unwrap())
+    }
+
+    /// A bare body, as the clients of the AWS sample send it: the status and the document, which stands
+    /// behind the answer's JSON header and a length.
+    pub fn invoke_bare(&self, model: Option<&Unpacked>, body: &[u8]) -> (u16, Value) {
+        let answer = self.invoke(model, &format!("{BINARY}0"), body);
+        let document = match answer.kind.strip_prefix(BINARY) {
+            Some(length) => {
+                let (length, document) =
+                    answer.body[length.parse().unwrap()..].split_first_chunk().unwrap();
+                assert_eq!(u32::from_le_bytes(*length) as usize, document.len());
+                document
+            }
+            None => &answer.body[..],
+        };
+        (answer.status, serde_json::from_slice(document).unwrap())
+    }
+}
