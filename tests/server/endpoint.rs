@@ -22,6 +22,9 @@ const MODELS: &str = "/opt/ml/models";
 /// A body whose first N bytes are its JSON, before the tensors; 0: the whole body is the one input.
 const BINARY: &str = "application/vnd.sagemaker-triton.binary+json;json-header-size=";
 
+/// The header that names the package.
+const TARGET_MODEL: &str = "x-amzn-sagemaker-target-model";
+
 /// `ensemble` of the demo repository as a package, made once.
 pub fn package(ensemble: &str) -> PathBuf {
     static PACKAGES: OnceLock<(TempDir, Mutex<HashMap<String, PathBuf>>)> = OnceLock::new();
@@ -77,6 +80,11 @@ impl Unpacked {
         Path::new(MODELS).join(&self.hash).join("model")
     }
 
+    /// What the endpoint's clients call the model.
+    fn target(&self) -> String {
+        format!("{}.tar.gz", self.hash)
+    }
+
     /// Puts another package in its place.
     pub fn replace(&self, package: &Path) {
         fs::remove_dir_all(self.folder()).unwrap();
@@ -103,7 +111,7 @@ impl Endpoint {
         let folder = tempfile::tempdir().unwrap();
         let model = folder.path().join("model");
         unpack(&package(ensemble), &model);
-        let server = Server::start_sagemaker(&model, &[&format!("--load-model={ensemble}")]);
+        let server = Server::start_sagemaker(&model, Some(ensemble));
         Endpoint { server, _folder: folder }
     }
 
@@ -112,7 +120,7 @@ impl Endpoint {
         let may_write = fs::create_dir_all(MODELS).is_ok();
         assert!(may_write, "{MODELS} cannot be made: run the tests through scripts/test");
         let folder = tempfile::tempdir().unwrap();
-        let server = Server::start_sagemaker(folder.path(), &[]);
+        let server = Server::start_sagemaker(folder.path(), None);
         Endpoint { server, _folder: folder }
     }
 
@@ -124,24 +132,29 @@ impl Endpoint {
     /// Loads as the platform does: the status and what was said.
     pub fn load(&self, model: &Unpacked) -> (u16, String) {
         let body = json!({"model_name": model.hash, "url": model.folder()});
-        let target = format!("{}.tar.gz", model.hash);
-        let headers = [("x-amzn-sagemaker-target-model", target.as_str())];
+        let target = model.target();
+        let headers = [(TARGET_MODEL, target.as_str())];
         let answer = self.call("POST", "/models", &headers, body.to_string().as_bytes());
         (answer.status, String::from_utf8(answer.body).unwrap())
     }
 
     /// Unloads: the status.
     pub fn unload(&self, model: &Unpacked) -> u16 {
-        self.call("DELETE", &format!("/models/{}", model.hash), &[], b"").status
+        // Without the header the front end waits for 350 s for a model that goes by another name.
+        let headers = [(TARGET_MODEL, &*model.target())];
+        self.call("DELETE", &format!("/models/{}", model.hash), &headers, b"").status
     }
 
     /// A body of whatever type, to `model` or, without, to the one that a single-model endpoint has.
     pub fn invoke(&self, model: Option<&Unpacked>, kind: &str, body: &[u8]) -> Answer {
-        let path = match model {
-            Some(model) => format!("/models/{}/invoke", model.hash),
-            None => "/invocations".to_owned(),
-        };
-        self.call("POST", &path, &[("content-type", kind)], body)
+        let kind = ("content-type", kind);
+        match model {
+            Some(model) => {
+                let headers = [kind, (TARGET_MODEL, &model.target())];
+                self.call("POST", &format!("/models/{}/invoke", model.hash), &headers, body)
+            }
+            None => self.call("POST", "/invocations", &[kind], body),
+        }
     }
 
     /// The binary form of KServe v2.

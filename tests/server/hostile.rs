@@ -212,6 +212,7 @@ fn a_broken_package_is_refused_with_the_reason_and_harms_nobody() {
         let started = Instant::now();
         let (status, said) = endpoint.load(&model);
         let name = harm.name;
+        eprintln!("{name}: {:?} {status} {said}", started.elapsed());
         assert_eq!(status, 400, "{name}: {said}");
         assert!(said.contains(harm.said), "{name}: {said}");
         assert!(!said.contains("root:"), "{name}: {said}");

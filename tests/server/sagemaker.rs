@@ -25,7 +25,7 @@ fn base64(bytes: &[u8]) -> String {
 
 /// The prompt that the server with all of the repository's models finds.
 fn prompt(request: &InferRequest) -> String {
-    server().client().infer("interrogate", request).unwrap().text("prompt").unwrap()
+    server().client().infer("interrogate", request).unwrap().text("prompt").unwrap().to_owned()
 }
 
 /// What the clients of the AWS sample send, and what they get.
@@ -70,8 +70,8 @@ fn assert_serves_the_sample(endpoint: &Endpoint, model: Option<&Unpacked>) {
     let body = json!({"image": base64(&image), "labels": labels, "top_k": 1});
     let (status, answer) = endpoint.invoke_bare(model, body.to_string().as_bytes());
     assert_eq!(status, 200, "{answer}");
-    assert_eq!(answer.as_array().unwrap().len(), 1, "{answer}");
-    assert_eq!(answer[0]["label"], "a croissant");
+    assert_eq!(answer["labels"].as_array().unwrap().len(), 1, "{answer}");
+    assert_eq!(answer["labels"][0]["label"], "a croissant");
 }
 
 /// KServe v2, as JSON and binary.
@@ -196,6 +196,11 @@ fn packages_that_come_and_go_leave_nothing_behind() {
             let (status, answer) = endpoint.invoke_bare(Some(package), body.as_bytes());
             assert_eq!(status, 200, "{answer}");
             assert_eq!(endpoint.unload(package), 200);
+            eprintln!(
+                "{cycle} {:?} {:?}",
+                std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap(),
+                endpoint.server.memory()
+            );
             curve.push((endpoint.server.memory(), endpoint.server.handles()));
         }
         done.store(true, Ordering::Relaxed);

@@ -47,13 +47,13 @@ pub struct Server {
 
 /// What a server is given beside its models.
 #[derive(Clone, Copy, PartialEq)]
-enum Given {
+enum Given<'a> {
     /// Our backend and ONNX Runtime.
     All,
     /// Nothing: the models bring both.
     Nothing,
-    /// Nothing, and it has SageMaker's front end alone.
-    SageMaker,
+    /// Nothing, and it has SageMaker's front end alone, with a model that is asked when none is named.
+    SageMaker(Option<&'a str>),
 }
 
 impl Server {
@@ -67,15 +67,17 @@ impl Server {
         Self::launch(repositories, flags, Given::Nothing)
     }
 
-    /// [`Server::start_bare`] with the flags of the `serve` script in SageMaker's images: neither
-    /// HTTP nor gRPC of its own.
-    pub fn start_sagemaker(repository: &Path, flags: &[&str]) -> Server {
-        let own = ["--allow-sagemaker=true", "--allow-http=false", "--allow-grpc=false"];
-        let own = [&own[..], &["--model-control-mode=explicit"], flags].concat();
-        Self::launch(&[repository], &own, Given::SageMaker)
+    /// [`Server::start_bare`] as the `serve` script of SageMaker's images starts it: with neither HTTP nor
+    /// gRPC of its own, and `model` or none.
+    pub fn start_sagemaker(repository: &Path, model: Option<&str>) -> Server {
+        let mut flags = vec!["--allow-sagemaker=true", "--allow-http=false", "--allow-grpc=false"];
+        flags.extend(["--model-control-mode=explicit", "--model-namespacing=true"]);
+        let load = model.map(|model| format!("--load-model={model}"));
+        flags.extend(load.as_deref());
+        Self::launch(&[repository], &flags, Given::SageMaker(model))
     }
 
-    fn launch(repositories: &[&Path], flags: &[&str], given: Given) -> Server {
+    fn launch(repositories: &[&Path], flags: &[&str], given: Given<'_>) -> Server {
         let binary = from_environment("IMPROMPT_TRITONSERVER");
         let folder = tempfile::tempdir().unwrap();
         let backend = folder.path().join("backends/imprompt");
@@ -101,10 +103,14 @@ impl Server {
         if given != Given::All {
             command.env_remove("IMPROMPT_ONNXRUNTIME");
         }
-        let sagemaker = (given == Given::SageMaker).then_some(sagemaker);
-        if let Some(port) = sagemaker {
-            command.args(["--sagemaker-port", &port.to_string()]);
-        }
+        let sagemaker = match given {
+            Given::SageMaker(model) => {
+                command.args(["--sagemaker-port", &sagemaker.to_string()]);
+                command.envs(model.map(|model| ("SAGEMAKER_TRITON_DEFAULT_MODEL_NAME", model)));
+                Some(sagemaker)
+            }
+            _ => None,
+        };
         let mut keeper = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

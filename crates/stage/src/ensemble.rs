@@ -235,7 +235,7 @@ pub const ENSEMBLES: [Ensemble; 5] = [
     Ensemble {
         name: "embed_text",
         max_batch_size: MAX_BATCH_SIZE,
-        inputs: &[("text", "text")],
+        inputs: &["text"],
         outputs: &["embedding"],
         steps: &[Step {
             stage: StageKind::ClipText,
