@@ -35,22 +35,21 @@ KINDS = {
     "serving.kserve.io/v1alpha1/ClusterServingRuntime": "V1alpha1ClusterServingRuntime",
     "serving.kserve.io/v1beta1/InferenceService": "V1beta1InferenceService",
     "v1/PersistentVolumeClaim": "V1PersistentVolumeClaim",
-    "v1/Secret": "V1Secret",
     "v1/Service": "V1Service",
     "v1/ServiceAccount": "V1ServiceAccount",
 }
 
 FOLLOWED = set(KINDS.values()) | {
     # Kubernetes: pods
-    "V1Affinity", "V1Capabilities", "V1ConfigMapVolumeSource", "V1Container", "V1ContainerPort", "V1DeploymentSpec",
-    "V1DeploymentStrategy", "V1EmptyDirVolumeSource", "V1EnvFromSource", "V1EnvVar", "V1EnvVarSource", "V1ExecAction",
-    "V1HTTPGetAction", "V1HTTPHeader", "V1KeyToPath", "V1LabelSelector", "V1LabelSelectorRequirement", "V1Lifecycle",
+    "V1Affinity", "V1Capabilities", "V1Container", "V1ContainerPort", "V1DeploymentSpec",
+    "V1DeploymentStrategy", "V1EmptyDirVolumeSource", "V1EnvVar", "V1EnvVarSource", "V1ExecAction",
+    "V1HTTPGetAction", "V1LabelSelector", "V1LabelSelectorRequirement", "V1Lifecycle",
     "V1LifecycleHandler", "V1LocalObjectReference", "V1NodeAffinity", "V1NodeSelector", "V1NodeSelectorRequirement",
-    "V1NodeSelectorTerm", "V1ObjectFieldSelector", "V1ObjectMeta", "V1ObjectReference",
+    "V1NodeSelectorTerm", "V1ObjectFieldSelector", "V1ObjectMeta",
     "V1PersistentVolumeClaimVolumeSource", "V1PodAffinityTerm", "V1PodAntiAffinity", "V1PodSecurityContext",
     "V1PodSpec", "V1PodTemplateSpec", "V1PreferredSchedulingTerm", "V1Probe", "V1ResourceRequirements",
-    "V1RollingUpdateDeployment", "V1SeccompProfile", "V1SecretEnvSource", "V1SecretKeySelector",
-    "V1SecretVolumeSource", "V1SecurityContext", "V1SleepAction", "V1Toleration", "V1TopologySpreadConstraint",
+    "V1RollingUpdateDeployment", "V1SeccompProfile", "V1SecretKeySelector",
+    "V1SecurityContext", "V1Toleration", "V1TopologySpreadConstraint",
     "V1Volume", "V1VolumeMount", "V1WeightedPodAffinityTerm",
     # Kubernetes: the others
     "V1PersistentVolumeClaimSpec", "V1PodDisruptionBudgetSpec", "V1ServicePort", "V1ServiceSpec",
