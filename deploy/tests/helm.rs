@@ -3,7 +3,7 @@
 
 mod support;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
@@ -38,7 +38,7 @@ fn what_is_rendered_is_of_this_chart() {
         .map(|line| line.split_once("  ").unwrap())
         .map(|(digest, name)| (name.to_owned(), digest.to_owned()))
         .collect();
-    let differing: Vec<_> = found
+    let differing: BTreeSet<_> = found
         .keys()
         .chain(noted.keys())
         .filter(|name| found.get(*name) != noted.get(*name))
