@@ -126,6 +126,7 @@ fn arrows_go_one_way() {
             }
             // The two ends of the corridor: nothing is above them.
             assert!(dependency != "imprompt" && dependency != "triton_imprompt", "{name}");
+            assert!(dependency != "imprompt-manifests", "{name}");
             let bottom = [
                 "imprompt-error",
                 "imprompt-wire",
