@@ -196,11 +196,6 @@ fn packages_that_come_and_go_leave_nothing_behind() {
             let (status, answer) = endpoint.invoke_bare(Some(package), body.as_bytes());
             assert_eq!(status, 200, "{answer}");
             assert_eq!(endpoint.unload(package), 200);
-            eprintln!(
-                "{cycle} {:?} {:?}",
-                std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap(),
-                endpoint.server.memory()
-            );
             curve.push((endpoint.server.memory(), endpoint.server.handles()));
         }
         done.store(true, Ordering::Relaxed);

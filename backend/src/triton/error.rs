@@ -20,7 +20,8 @@ fn code(kind: Kind) -> TRITONSERVER_Error_Code {
 
 /// `error` as an error of Triton's; whoever takes it deletes it.
 pub(super) fn to_triton(error: &Error) -> *mut TRITONSERVER_Error {
-    let bytes: Vec<u8> = error.message().bytes().filter(|&byte| byte != 0).collect();
+    let bytes: Vec<u8> =
+        imprompt_host::client_message(error).bytes().filter(|&byte| byte != 0).collect();
     let message = CString::new(bytes).unwrap_or_default();
     // SAFETY: the message is a C string that Triton copies.
     unsafe { sys::TRITONSERVER_ErrorNew(code(error.kind()), message.as_ptr()) }
