@@ -47,7 +47,8 @@ pub struct Packed {
 /// Packs an ensemble with the stages it needs. Reads every file once and keeps none in memory.
 ///
 /// # Errors
-/// `NotFound` when there is no such repository, ensemble or library; `Unsupported` naming what
+/// `NotFound` when there is no such repository, ensemble or library; `BadModel` naming a library that is
+/// none or cut short; `Unsupported` naming what
 /// is no plain file, or a configuration without the backend's line; what reading and writing
 /// files fails with.
 pub fn pack(request: &PackRequest, progress: &dyn Progress) -> Result<Packed> {
@@ -67,6 +68,9 @@ pub fn pack(request: &PackRequest, progress: &dyn Progress) -> Result<Packed> {
     manifest.ensembles = vec![ensemble.name.to_owned()];
     manifest.stages.retain(needed);
 
+    for library in [&request.library].into_iter().chain(&request.companions) {
+        crate::library::check(library)?;
+    }
     let library = library_name(&request.library)?;
     let mut members = Members::default();
     members.add_folder(&request.repository.join(ensemble.name), ensemble.name)?;

@@ -23,12 +23,24 @@ fn repository(folder: &Path) -> PathBuf {
     out
 }
 
-/// A request for `caption`; the library is no library, and needs not be one.
+/// The least that is a library: an ELF header (System V ABI, chapter 4) for x86-64 that loads nothing.
+fn library(code: &str) -> Vec<u8> {
+    let mut bytes = vec![0; 64];
+    bytes[..7].copy_from_slice(b"\x7fELF\x02\x01\x01");
+    // Type, machine, version; sizes of this header and of one that would load something.
+    for (at, value) in [(16, 3), (18, 62), (20, 1), (52, 64), (54, 56)] {
+        bytes[at] = value;
+    }
+    bytes.extend_from_slice(code.as_bytes());
+    bytes
+}
+
+/// A request for `caption`.
 fn request(folder: &Path) -> PackRequest {
     let library = folder.join("libtriton_imprompt.so");
     let companion = folder.join("libonnxruntime.so.1.32.0");
-    fs::write(&library, "code").unwrap();
-    fs::write(&companion, "other code").unwrap();
+    fs::write(&library, self::library("code")).unwrap();
+    fs::write(&companion, self::library("other code")).unwrap();
     PackRequest {
         repository: repository(folder),
         ensemble: "caption".to_owned(),
@@ -63,7 +75,7 @@ fn the_same_repository_gives_the_same_bytes() {
     let again = request(other.path());
     assert!(packed(&again) == (packed_first.clone(), bytes.clone()), "elsewhere and later");
     // Another library, and its name is another.
-    fs::write(&again.library, "newer code").unwrap();
+    fs::write(&again.library, library("newer code")).unwrap();
     let (newer, newer_bytes) = packed(&again);
     assert!(newer.library != packed_first.library && newer_bytes != bytes);
     assert!(newer.library.starts_with("libtriton_imprompt-") && newer.library.ends_with(".so"));
