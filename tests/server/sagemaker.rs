@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::endpoint::{Endpoint, Unpacked, package, repackage};
 use crate::library::library;
-use crate::support::{demo_repository, good, picture, server, with_image};
+use crate::support::{call, demo_repository, good, picture, server, with_image};
 
 fn croissant() -> Vec<u8> {
     fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("models/croissant.png")).unwrap()
@@ -122,6 +122,25 @@ fn a_single_model_endpoint_serves_the_clients_there_are() {
     assert_refuses(&endpoint, None);
     let endpoint = Endpoint::single("interrogate");
     assert_serves_kserve(&endpoint, None);
+}
+
+#[test]
+fn the_generate_extension_answers_the_samples_interrogator() {
+    let image = croissant();
+    let url = format!("http://{}/v2/models/invocations_generate/generate", server().http_address());
+    for (body, mode) in [
+        (
+            json!({"inputs": base64(&image), "parameters": {"max_length": 16, "mode": "fast"}}),
+            "fast",
+        ),
+        (json!({"inputs": base64(&image), "max_length": 16}), "best"),
+    ] {
+        let answer = call("POST", &url, &[], body.to_string().as_bytes());
+        let document: Value = serde_json::from_slice(&answer.body).unwrap();
+        let expected = with_image(image.clone()).i32("max_new_tokens", [1, 1], [16]);
+        assert_eq!(document["outputs"], prompt(&expected.text("mode", mode)), "{document}");
+        assert_eq!(answer.status, 200);
+    }
 }
 
 #[test]

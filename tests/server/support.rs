@@ -239,6 +239,7 @@ pub fn server() -> &'static Server {
     let (_, server) = SERVER.get_or_init(|| {
         let models = test_models();
         let server = Server::start(&[&demo_repository(), models.path()], &[]);
+        assert!(server.client().is_ready(), "a model does not load:\n{}", server.log());
         (models, server)
     });
     server

@@ -373,12 +373,14 @@ mod tests {
         assert!(tagger.contains("key: \"threads\"\n  value: { string_value: \"3\" }"));
         for kind in StageKind::ALL {
             let text = stage_config(kind, &sizes, Models::BOTH, 0);
-            let dims_of_labels = match kind {
-                StageKind::Tagger => 4,
+            // Lists of labels, and the input `after`.
+            let open = match kind {
+                StageKind::Tagger => 4 + 1,
                 StageKind::Answer => 3,
+                StageKind::Captioner | StageKind::CaptionVision => 1,
                 _ => 0,
             };
-            assert_eq!(text.matches("[ -1 ]").count(), dims_of_labels, "{text}");
+            assert_eq!(text.matches("[ -1 ]").count(), open, "{text}");
         }
     }
 

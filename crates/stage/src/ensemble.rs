@@ -356,6 +356,12 @@ mod tests {
                 }
             }
             assert!(ensemble.outputs.iter().all(|name| known.contains(name)));
+            // Triton refuses an ensemble with a tensor that nobody takes.
+            for name in known {
+                let taken = |step: &Step| step.inputs.iter().any(|(_, outer)| *outer == name);
+                let is_used = ensemble.outputs.contains(&name) || ensemble.steps.iter().any(taken);
+                assert!(is_used, "{}: {name} is unused", ensemble.name);
+            }
             let signature = ensemble.signature(StageKind::signature);
             assert!(signature.inputs.iter().chain(&signature.outputs).all(|s| !s.dims.is_empty()));
         }

@@ -55,9 +55,11 @@ const RANK: Step = Step {
         ("caption", "caption"),
         ("invocation", "invocation"),
     ],
-    // The second is for the step after it.
-    outputs: &[("prompt", "prompt"), ("similarity", "prompt_similarity")],
+    outputs: &[("prompt", "prompt")],
 };
+
+const RANK_BEFORE_TAG: Step =
+    Step { outputs: &[("prompt", "prompt"), ("similarity", "prompt_similarity")], ..RANK };
 
 const TAG: Step = Step {
     stage: StageKind::Tagger,
@@ -146,7 +148,15 @@ const GENERATE_RANK: Step = Step { outputs: &[("prompt", "outputs")], ..super::R
 /// alone.
 pub const INVOCATIONS: [Ensemble; 4] = [
     Ensemble {
-        steps: &[INVOCATION, BOTH_PIXELS, CLIP_IMAGE, CAPTIONER, RANK, TAG_AFTER_RANK, ANSWER_BOTH],
+        steps: &[
+            INVOCATION,
+            BOTH_PIXELS,
+            CLIP_IMAGE,
+            CAPTIONER,
+            RANK_BEFORE_TAG,
+            TAG_AFTER_RANK,
+            ANSWER_BOTH,
+        ],
         ..WHOLE
     },
     Ensemble {
@@ -184,7 +194,7 @@ pub const SPLIT_INVOCATIONS: [Ensemble; 3] = [
             CLIP_IMAGE,
             CAPTION_VISION,
             CAPTION_DECODER,
-            RANK,
+            RANK_BEFORE_TAG,
             TAG_AFTER_RANK,
             ANSWER_BOTH,
         ],
