@@ -131,6 +131,27 @@ fn it_holds_what_the_ensemble_needs_and_each_file_once() {
 }
 
 #[test]
+fn a_package_that_was_cut_or_changed_on_its_way_is_not_unpacked() {
+    let folder = tempfile::tempdir().unwrap();
+    let request = request(folder.path());
+    let (_, bytes) = packed(&request);
+    let unpacks = |bytes: &[u8]| {
+        let package = folder.path().join("received.tar.gz");
+        fs::write(&package, bytes).unwrap();
+        let tar = Command::new("tar").arg("-tzf").arg(&package).output().unwrap();
+        tar.status.success()
+    };
+    assert!(unpacks(&bytes));
+    assert!(!unpacks(&bytes[..bytes.len() / 2]));
+    assert!(!unpacks(&bytes[..bytes.len() - 8]), "without gzip's own checksum");
+    for place in [0, bytes.len() / 3, bytes.len() / 2, bytes.len() - 6] {
+        let mut changed = bytes.clone();
+        changed[place] ^= 0x10;
+        assert!(!unpacks(&changed), "byte {place} of {}", bytes.len());
+    }
+}
+
+#[test]
 fn what_could_lead_elsewhere_or_is_not_there_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let good = request(folder.path());

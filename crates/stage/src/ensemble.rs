@@ -5,8 +5,7 @@
 //! Every step takes an output of the one before it, if need be as its input `after`, which nobody
 //! reads: the steps of one request never run side by side. In Triton before 26.02 a request whose
 //! step fails, or is cancelled, while another of its steps runs is never released, and the model
-//! is never unloaded (triton-inference-server/core, pull request 466). Little is lost: a step has
-//! all cores or the whole device, and the steps of several requests still run side by side.
+//! is never unloaded (triton-inference-server/core, pull request 466). What it costs is in DESIGN.md.
 
 mod invocations;
 
