@@ -178,7 +178,7 @@ fn a_multi_model_endpoint_serves_the_clients_there_are_and_unloads_after_wrong_r
     assert!(started.elapsed() < Duration::from_secs(60), "{:?}", started.elapsed());
 }
 
-/// Loads and unloads; SageMaker's own number would be that of the packages that come and go in days.
+/// Loads and unloads.
 const CYCLES: usize = 200;
 
 /// Cycles after which memory must have settled.

@@ -39,9 +39,7 @@ pub fn documents(text: &str) -> Vec<Value> {
 /// Every manifest that is kept here, and the file it is in.
 pub fn manifests() -> Vec<(PathBuf, Value)> {
     let mut manifests = vec![];
-    let mut folders = vec!["kserve"];
-    folders.extend(here("helm/rendered").exists().then_some("helm/rendered"));
-    for file in folders.into_iter().flat_map(|folder| files(folder, ".yaml")) {
+    for file in ["kserve", "helm/rendered"].into_iter().flat_map(|folder| files(folder, ".yaml")) {
         let found = documents(&read(&file));
         assert!(!found.is_empty(), "{}", file.display());
         manifests.extend(found.into_iter().map(|manifest| (file.clone(), manifest)));
@@ -98,15 +96,11 @@ pub fn servers(manifest: &Value) -> Vec<&Value> {
 
 /// `--name=value` of a container's arguments.
 pub fn arguments(container: &Value) -> Vec<(&str, &str)> {
-    let split = |argument: &'_ str| -> Option<(usize, usize)> {
-        argument.starts_with("--").then(|| argument.find('=')).flatten().map(|at| (at, at + 1))
-    };
-    let pairs = strings(&container["args"]).into_iter().map(|argument| {
-        let (end, begin) =
-            split(argument).unwrap_or_else(|| panic!("{argument}: not --name=value"));
-        (&argument[..end], &argument[begin..])
-    });
-    pairs.collect()
+    fn pair(argument: &str) -> (&str, &str) {
+        let pair = argument.split_once('=').filter(|(name, _)| name.starts_with("--"));
+        pair.unwrap_or_else(|| panic!("{argument}: not --name=value"))
+    }
+    strings(&container["args"]).into_iter().map(pair).collect()
 }
 
 /// What `scripts/test` says where it is.
