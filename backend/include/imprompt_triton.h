@@ -164,6 +164,8 @@ struct TRITONSERVER_Error* TRITONBACKEND_ModelSetState(
 struct TRITONSERVER_Error* TRITONBACKEND_ModelInstanceKind(
     struct TRITONBACKEND_ModelInstance* instance,
     TRITONSERVER_InstanceGroupKind* kind);
+struct TRITONSERVER_Error* TRITONBACKEND_ModelInstanceDeviceId(
+    struct TRITONBACKEND_ModelInstance* instance, int32_t* device_id);
 struct TRITONSERVER_Error* TRITONBACKEND_ModelInstanceModel(
     struct TRITONBACKEND_ModelInstance* instance,
     struct TRITONBACKEND_Model** model);

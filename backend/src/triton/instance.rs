@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use imprompt_error::{Cancellation, Result};
 use imprompt_host::Worker;
-use imprompt_stage::{self as stage, Sink as _};
+use imprompt_stage::{self as stage, Placement, Sink as _};
 
 use super::bindings::{self as sys, TRITONBACKEND_ModelInstance, TRITONBACKEND_Request};
 use super::error::check;
@@ -28,17 +28,22 @@ struct InstanceState {
 /// # Safety
 /// `instance` is live.
 pub(super) unsafe fn initialize(instance: *mut TRITONBACKEND_ModelInstance) -> Result<()> {
-    let (mut kind, mut of) = (0, ptr::null_mut());
+    let (mut kind, mut device, mut of) = (0, 0, ptr::null_mut());
     // SAFETY: the caller's word.
     let model = unsafe {
         check("ModelInstanceKind", sys::TRITONBACKEND_ModelInstanceKind(instance, &mut kind))?;
+        let ordinal = sys::TRITONBACKEND_ModelInstanceDeviceId(instance, &mut device);
+        check("ModelInstanceDeviceId", ordinal)?;
         check("ModelInstanceModel", sys::TRITONBACKEND_ModelInstanceModel(instance, &mut of))?;
         model::shared(of)?
     };
-    if kind == sys::TRITONSERVER_INSTANCEGROUPKIND_GPU {
-        imprompt_host::config::check_instance_kind("KIND_GPU")?;
-    }
-    let worker = Worker::new(Arc::clone(&model.stage))?;
+    let placement = match kind {
+        sys::TRITONSERVER_INSTANCEGROUPKIND_GPU => {
+            Placement::Gpu(usize::try_from(device).unwrap_or(0))
+        }
+        _ => Placement::Cpu,
+    };
+    let worker = Worker::new(Arc::clone(&model.stage), placement)?;
     let own = state::give(InstanceState { model, worker });
     // SAFETY: the caller's word; on success Triton keeps the state for `finalize`.
     let kept = check("ModelInstanceSetState", unsafe {

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use imprompt_engine::{Cache, Engine, EngineOptions, Held, Input, Runtime, TensorView};
+use imprompt_engine::{Cache, CacheSpec, Engine, EngineOptions, Held, Input, Runtime, TensorView};
 use imprompt_error::{Cancellation, Error, Result};
 use imprompt_graph::captioner::{DECODER_GRAPH, MEMORY_GRAPH, QFORMER_GRAPH};
 use imprompt_graph::{CaptionFacts, QFormerTextFacts};
@@ -75,6 +75,9 @@ impl Default for CaptionerOptions {
     }
 }
 
+/// The first input of a decoder's cache.
+const KEY: &str = "past_key_values.0.key";
+
 /// A caption model, ready to run. One instance captions one batch at a time.
 #[derive(Debug)]
 pub struct Captioner {
@@ -139,6 +142,8 @@ impl Captioner {
         check(&facts, decoder.as_ref()).map_err(|error| error.context(folder.display()))?;
         let memory_length = memory_length(&facts, options.max_text_positions);
         let spec = cache_spec(&facts, options.slots, max_length, memory_length);
+        let spec =
+            as_built(spec, decoder.as_ref()).map_err(|error| error.context(folder.display()))?;
         let cache = decoder.new_cache(&spec)?;
         let limits = Limits {
             slots: options.slots,
@@ -395,10 +400,32 @@ impl Encoded<'_> {
     }
 }
 
+/// `spec` with the type and the lengths that the graph of `decoder` has, where they are in it: a GPU's
+/// has a cache of one length and of the type that it multiplies in.
+fn as_built(mut spec: CacheSpec, decoder: &dyn Engine) -> Result<CacheSpec> {
+    for entry in &mut spec.entries {
+        let port = decoder.inputs().iter().find(|port| port.name == entry.input);
+        let Some(port) = port else { continue };
+        spec.element_type = port.element_type;
+        let Some(length) = port.shape.get(2).copied().flatten() else { continue };
+        if length < entry.max_length {
+            return Err(Error::bad_model(format!(
+                "the decoder was built for {length} positions of {}, {} are asked for; build with as \
+                 many, or lower max_caption_positions",
+                entry.input, entry.max_length
+            )));
+        }
+        entry.max_length = length;
+    }
+    Ok(spec)
+}
+
 /// The decoder is that of `facts`, as far as its inputs tell.
 fn check(facts: &CaptionFacts, decoder: &dyn Engine) -> Result<()> {
-    let key = vec![None, Some(facts.heads), None, Some(facts.head_dim)];
-    let mut expected = vec![("past_key_values.0.key", key)];
+    let built = decoder.inputs().iter().find(|port| port.name == KEY);
+    let length = built.and_then(|port| port.shape.get(2).copied().flatten());
+    let key = vec![None, Some(facts.heads), length, Some(facts.head_dim)];
+    let mut expected = vec![(KEY, key)];
     if facts.memory.is_none() {
         expected.push(("picture_embeds", vec![None, None, Some(facts.picture_width)]));
     }

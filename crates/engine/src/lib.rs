@@ -17,12 +17,19 @@ mod tensor;
 use std::any::Any;
 use std::fmt;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use imprompt_error::Result;
 
 pub use cache::{CacheEntry, CacheSpec, SlotLength};
 pub use tensor::{Data, Element, ElementType, TensorView};
+
+/// The form of `graph` that a GPU computes, `NAME.gpu.onnx` beside `NAME.onnx`: written by
+/// `imprompt build --device gpu`, in the precision that was asked for.
+#[must_use]
+pub fn gpu_form(graph: &Path) -> PathBuf {
+    graph.with_extension("gpu.onnx")
+}
 
 /// An input or output of a graph.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -225,4 +232,14 @@ pub trait Runtime: Send + Sync + fmt::Debug {
     /// corrupt, `Unsupported` when the runtime lacks an operator,
     /// `OutOfMemory`.
     fn open(&self, graph: &Path, options: &EngineOptions) -> Result<Box<dyn Engine>>;
+}
+
+impl<R: Runtime + ?Sized> Runtime for &R {
+    fn description(&self) -> String {
+        (**self).description()
+    }
+
+    fn open(&self, graph: &Path, options: &EngineOptions) -> Result<Box<dyn Engine>> {
+        (**self).open(graph, options)
+    }
 }

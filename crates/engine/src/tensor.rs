@@ -1,6 +1,6 @@
 //! Plain tensors: shape and borrowed elements.
 
-use half::f16;
+use half::{bf16, f16};
 use imprompt_error::{Error, Result};
 
 /// The type of a tensor's elements.
@@ -11,6 +11,8 @@ pub enum ElementType {
     F32,
     /// 16-bit floating point.
     F16,
+    /// Brain floating point: the range of `F32`, in 16 bits.
+    Bf16,
     /// 64-bit signed integer.
     I64,
     /// 32-bit signed integer.
@@ -26,7 +28,7 @@ impl ElementType {
         match self {
             ElementType::I64 => 8,
             ElementType::F32 | ElementType::I32 => 4,
-            ElementType::F16 => 2,
+            ElementType::F16 | ElementType::Bf16 => 2,
             ElementType::U8 => 1,
         }
     }
@@ -39,6 +41,8 @@ pub enum Data<'a> {
     F32(&'a [f32]),
     /// 16-bit floating point.
     F16(&'a [f16]),
+    /// Brain floating point.
+    Bf16(&'a [bf16]),
     /// 64-bit signed integers.
     I64(&'a [i64]),
     /// 32-bit signed integers.
@@ -47,13 +51,32 @@ pub enum Data<'a> {
     U8(&'a [u8]),
 }
 
-impl Data<'_> {
+impl<'a> Data<'a> {
+    /// The bytes of the elements, in the machine's order.
+    #[must_use]
+    pub fn bytes(&self) -> &'a [u8] {
+        fn cast<T: Element>(elements: &[T]) -> &[u8] {
+            let bytes = std::mem::size_of_val(elements);
+            // SAFETY: an element is a number, all of whose bytes are set.
+            unsafe { std::slice::from_raw_parts(elements.as_ptr().cast(), bytes) }
+        }
+        match *self {
+            Data::F32(data) => cast(data),
+            Data::F16(data) => cast(data),
+            Data::Bf16(data) => cast(data),
+            Data::I64(data) => cast(data),
+            Data::I32(data) => cast(data),
+            Data::U8(data) => cast(data),
+        }
+    }
+
     /// The type of the elements.
     #[must_use]
     pub fn element_type(&self) -> ElementType {
         match self {
             Data::F32(_) => ElementType::F32,
             Data::F16(_) => ElementType::F16,
+            Data::Bf16(_) => ElementType::Bf16,
             Data::I64(_) => ElementType::I64,
             Data::I32(_) => ElementType::I32,
             Data::U8(_) => ElementType::U8,
@@ -66,6 +89,7 @@ impl Data<'_> {
         match self {
             Data::F32(data) => data.len(),
             Data::F16(data) => data.len(),
+            Data::Bf16(data) => data.len(),
             Data::I64(data) => data.len(),
             Data::I32(data) => data.len(),
             Data::U8(data) => data.len(),
@@ -109,7 +133,7 @@ macro_rules! element {
         }
     )+};
 }
-element!(f32 => F32, f16 => F16, i64 => I64, i32 => I32, u8 => U8);
+element!(f32 => F32, f16 => F16, bf16 => Bf16, i64 => I64, i32 => I32, u8 => U8);
 
 /// A shape and the elements that fill it.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -109,7 +109,13 @@ pub fn check(config: &Value, signature: &Signature) -> Result<()> {
         )));
     }
     for group in list(config, "instance_group") {
-        check_instance_kind(group["kind"].as_str().unwrap_or_default())?;
+        let kind = group["kind"].as_str().unwrap_or_default();
+        if kind == "KIND_GPU" && !signature.on_gpu {
+            return Err(Error::unsupported(
+                "config.pbtxt: instance_group: kind KIND_GPU: this stage computes on the processor; \
+                 use KIND_CPU",
+            ));
+        }
     }
     for entry in list(config, "input") {
         let spec = check_tensor("input", entry, &signature.inputs)?;
@@ -129,20 +135,6 @@ pub fn check(config: &Value, signature: &Signature) -> Result<()> {
         if !inputs.iter().any(|entry| entry["name"] == spec.name) {
             return Err(wrong(format!("input `{}`: missing, the stage needs it", spec.name)));
         }
-    }
-    Ok(())
-}
-
-/// Refuses instances on a GPU; `kind` as in config.pbtxt.
-///
-/// # Errors
-/// `Unsupported`.
-pub fn check_instance_kind(kind: &str) -> Result<()> {
-    if kind == "KIND_GPU" {
-        return Err(Error::unsupported(
-            "config.pbtxt: instance_group: GPU instances not supported by this build; \
-             use kind: KIND_CPU",
-        ));
     }
     Ok(())
 }
@@ -256,11 +248,15 @@ mod tests {
             assert_eq!(error.kind(), Kind::BadModel);
             assert!(error.message().contains(expected), "{error}");
         }
+        let groups = json!([{"kind": "KIND_CPU"}, {"kind": "KIND_GPU"}]);
         let mut config = full(StageKind::Ranker);
-        config["instance_group"] = json!([{"kind": "KIND_CPU"}, {"kind": "KIND_GPU"}]);
-        let error = check(&config, &signature).unwrap_err();
+        config["instance_group"] = groups.clone();
+        check(&config, &signature).unwrap();
+        let mut config = full(StageKind::Preprocess);
+        config["instance_group"] = groups;
+        let error = check(&config, &StageKind::Preprocess.signature()).unwrap_err();
         assert_eq!(error.kind(), Kind::Unsupported);
-        assert!(error.message().contains("GPU instances not supported"));
+        assert!(error.message().contains("computes on the processor"));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use imprompt_error::{Error, Kind, Result};
-use imprompt_stage::{Request, Response, Signature, Sink, Stage, StageModel, Tensor};
+use imprompt_stage::{Placement, Request, Response, Signature, Sink, Stage, StageModel, Tensor};
 
 use crate::{catch, wanted_outputs};
 
@@ -18,17 +18,18 @@ pub struct Outcome {
 /// A stage and the model to build it from again.
 pub struct Worker {
     model: Arc<dyn StageModel>,
+    placement: Placement,
     stage: Option<Box<dyn Stage>>,
 }
 
 impl Worker {
-    /// A worker of `model`.
+    /// A worker of `model` that computes where `placement` says.
     ///
     /// # Errors
     /// Those of [`StageModel::instance`]; a panic in it too.
-    pub fn new(model: Arc<dyn StageModel>) -> Result<Self> {
-        let stage = Some(build(&*model)?);
-        Ok(Worker { model, stage })
+    pub fn new(model: Arc<dyn StageModel>, placement: Placement) -> Result<Self> {
+        let stage = Some(build(&*model, placement)?);
+        Ok(Worker { model, placement, stage })
     }
 
     /// Executes one batch. Whatever the stage does, every request has its result.
@@ -80,7 +81,7 @@ impl Worker {
     /// Lets the stage run; and true when it panicked or `run` failed, and it was built again.
     fn run<T>(&mut self, run: impl FnOnce(&mut dyn Stage) -> Result<T>) -> (Result<T>, bool) {
         if self.stage.is_none() {
-            self.stage = build(&*self.model).ok();
+            self.stage = build(&*self.model, self.placement).ok();
         }
         let Some(stage) = &mut self.stage else {
             return (Err(Error::unavailable("the model's worker could not be built again")), false);
@@ -96,7 +97,7 @@ impl Worker {
             drop(old);
             Ok(())
         });
-        self.stage = build(&*self.model).ok();
+        self.stage = build(&*self.model, self.placement).ok();
         (outcome, true)
     }
 }
@@ -128,8 +129,8 @@ impl Sink for Watched<'_, '_> {
     }
 }
 
-fn build(model: &dyn StageModel) -> Result<Box<dyn Stage>> {
-    catch("instance", || model.instance()).map_err(|error| match error.kind() {
+fn build(model: &dyn StageModel, placement: Placement) -> Result<Box<dyn Stage>> {
+    catch("instance", || model.instance(placement)).map_err(|error| match error.kind() {
         Kind::Internal => error.context("the model's worker"),
         _ => error,
     })
@@ -154,7 +155,7 @@ mod tests {
             &self.signature
         }
 
-        fn instance(&self) -> Result<Box<dyn Stage>> {
+        fn instance(&self, _placement: Placement) -> Result<Box<dyn Stage>> {
             match self.built.fetch_add(1, Ordering::Relaxed) {
                 built if built < self.most => Ok(Box::new(ParrotStage)),
                 _ => Err(Error::unavailable("no more")),
@@ -217,7 +218,7 @@ mod tests {
 
     #[test]
     fn a_bad_request_fails_alone() {
-        let mut worker = Worker::new(parrot(1)).unwrap();
+        let mut worker = Worker::new(parrot(1), Placement::Cpu).unwrap();
         let expected = vec![None, Some(Kind::InvalidInput), None];
         assert_eq!(kinds(&mut worker, &["a", "bad", "b"]), (expected, false));
     }
@@ -225,7 +226,7 @@ mod tests {
     #[test]
     fn a_panic_costs_its_batch_and_the_worker_is_built_again() {
         let model = parrot(3);
-        let mut worker = Worker::new(model.clone()).unwrap();
+        let mut worker = Worker::new(model.clone(), Placement::Cpu).unwrap();
         let internal = Some(Kind::Internal);
         assert_eq!(kinds(&mut worker, &["a", "panic"]), (vec![internal; 2], true));
         assert_eq!(kinds(&mut worker, &["a"]), (vec![None], false));
@@ -255,7 +256,7 @@ mod tests {
 
     #[test]
     fn a_stream_has_one_end_whatever_the_stage_does() {
-        let mut worker = Worker::new(parrot(2)).unwrap();
+        let mut worker = Worker::new(parrot(2), Placement::Cpu).unwrap();
         let mut stream = |texts: &[&str]| {
             let requests: Vec<Request<'_>> = texts.iter().map(|text| request(text)).collect();
             let mut heard = Heard(vec![(0, 0, None); texts.len()]);

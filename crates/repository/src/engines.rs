@@ -1,10 +1,12 @@
-//! `--device gpu`: an engine of TensorRT-RTX beside every graph, `NAME.engine` and its manifest
-//! `NAME.engine.json`. Building needs TensorRT's library and no GPU.
+//! `--device gpu`: beside every graph its form for a GPU, `NAME.gpu.onnx`, which ONNX Runtime's CUDA
+//! provider runs, and an engine of TensorRT-RTX that was built from it, `NAME.engine`, with its
+//! manifest `NAME.engine.json`. Building needs TensorRT's library and no GPU.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use imprompt_caption::memory_length;
+use imprompt_engine::gpu_form;
 use imprompt_engine::manifest::{
     self, EngineManifest, EnginePort, FileDigest, FileSize, InputRange,
 };
@@ -27,9 +29,21 @@ use crate::progress::{Progress, Unit};
 /// Most rows of one run of CLIP's text tower.
 const TEXT_ROWS: usize = 256;
 
+/// What runs the graphs on a GPU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum GpuEngine {
+    /// TensorRT's engines, and ONNX Runtime's CUDA provider where they do not run.
+    #[default]
+    TensorRt,
+    /// ONNX Runtime's CUDA provider alone: nothing is built, and TensorRT is not needed.
+    Cuda,
+}
+
 /// For which GPUs engines are built, and with what.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct GpuRequest {
+    /// What shall run there.
+    pub engine: GpuEngine,
     /// The cards they shall run on; none: all that there are engines for.
     pub compute_capabilities: Vec<ComputeCapability>,
     /// The folder of TensorRT's library; `None`: looked for.
@@ -173,7 +187,8 @@ fn span(least: usize, best: usize, most: usize) -> [usize; 3] {
 
 /// Builds engines, each once however many stages have it.
 pub(crate) struct EngineBuilder<'a> {
-    library: &'static TensorRt,
+    /// None where no engines are built.
+    library: Option<&'static TensorRt>,
     capabilities: Vec<ComputeCapability>,
     /// The repository that is replaced: what is still right there is taken over.
     before: &'a Path,
@@ -182,7 +197,7 @@ pub(crate) struct EngineBuilder<'a> {
 }
 
 impl<'a> EngineBuilder<'a> {
-    /// Opens TensorRT's library.
+    /// Opens TensorRT's library, where it is asked for.
     pub(crate) fn open(
         request: &GpuRequest,
         computes: &[Compute],
@@ -192,8 +207,12 @@ impl<'a> EngineBuilder<'a> {
         let own = std::env::current_exe().and_then(|path| path.canonicalize()).unwrap_or_default();
         let folders = own.ancestors().skip(1).take(2).map(Path::to_owned).collect();
         let search = LibrarySearch { folder: request.tensorrt.clone(), folders };
-        let library = TensorRt::open(&search)?;
         let capabilities = request.capabilities(computes)?;
+        if request.engine == GpuEngine::Cuda {
+            let done = HashMap::new();
+            return Ok(EngineBuilder { library: None, capabilities, before, progress, done });
+        }
+        let library = TensorRt::open(&search)?;
         let shown: Vec<String> = capabilities.iter().map(ToString::to_string).collect();
         progress.say(&format!(
             "building engines with TensorRT-RTX {} ({}) for compute capability {}",
@@ -201,11 +220,12 @@ impl<'a> EngineBuilder<'a> {
             library.place(),
             shown.join(", ")
         ));
-        Ok(EngineBuilder { library, capabilities, before, progress, done: HashMap::new() })
+        let done = HashMap::new();
+        Ok(EngineBuilder { library: Some(library), capabilities, before, progress, done })
     }
 
-    /// Puts the engine of the graph `name`, which lies in `folder` (`STAGE/1` of the repository) with
-    /// its weights, beside it.
+    /// Puts the form for a GPU of the graph `name`, which lies in `folder` (`STAGE/1` of the repository)
+    /// with its weights, beside it, and its engine.
     pub(crate) fn add(
         &mut self,
         folder: &Path,
@@ -216,56 +236,50 @@ impl<'a> EngineBuilder<'a> {
         let path = folder.join(name);
         let (engine, own) = (manifest::engine_file(&path), manifest::manifest_file(&path));
         if let Some(first) = self.done.get(name) {
+            place(&gpu_form(first), &gpu_form(&path))?;
+            if self.library.is_none() {
+                return Ok(());
+            }
             place(&manifest::engine_file(first), &engine)?;
             return place(&manifest::manifest_file(first), &own);
         }
         let target = Target { compute, positions: lengths.positions, memory: lengths.memory };
         let form = for_gpu(graph, &target).map_err(|error| error.context(name))?;
+        files::write(&gpu_form(&path), &form.bytes)?;
+        self.done.insert(name.to_owned(), path.clone());
+        let Some(library) = self.library else { return Ok(()) };
         let profiles = lengths.profiles(name, &form)?;
-        let mut manifest = self.manifest(&path, graph, compute, &profiles)?;
+        let mut manifest = self.manifest(library, &path, graph, (compute, &profiles))?;
         if !self.take_over(&path, &mut manifest)? {
-            let built = self.build(&path, &form, profiles)?;
+            let built = self.build(library, &path, profiles)?;
             manifest.inputs = built.inputs.iter().map(port).collect();
             manifest.outputs = built.outputs.iter().map(port).collect();
             files::write(&engine, &built.bytes)?;
             manifest.engine = FileDigest::of(&engine)?;
         }
-        files::write(&own, manifest.to_text()?.as_bytes())?;
-        self.done.insert(name.to_owned(), path);
-        Ok(())
+        files::write(&own, manifest.to_text()?.as_bytes())
     }
 
     fn build(
         &self,
+        library: &'static TensorRt,
         path: &Path,
-        form: &Graph,
         profiles: Vec<Vec<Range>>,
     ) -> Result<imprompt_tensorrt::Built> {
-        // TensorRT's parser looks for the weights beside the graph.
-        let folder = path.parent().unwrap_or(Path::new("."));
-        let file = tempfile::Builder::new()
-            .prefix(".imprompt-engine-")
-            .suffix(".onnx")
-            .tempfile_in(folder)
-            .map_err(|error| files::io("create a file in", folder, &error))?;
-        std::fs::write(file.path(), &form.bytes)
-            .map_err(|error| files::io("write", file.path(), &error))?;
         let name = manifest::engine_file(path);
         let name = name.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let watch = Steps { progress: self.progress, name };
         let options = EngineOptions { compute_capabilities: self.capabilities.clone(), profiles };
-        self.library
-            .build(file.path(), &options, &watch)
-            .map_err(|error| error.context(&watch.name))
+        library.build(&gpu_form(path), &options, &watch).map_err(|error| error.context(&watch.name))
     }
 
     /// The manifest of an engine that is not built yet.
     fn manifest(
         &self,
+        library: &TensorRt,
         path: &Path,
         graph: &Graph,
-        compute: Compute,
-        profiles: &[Vec<Range>],
+        (compute, profiles): (Compute, &[Vec<Range>]),
     ) -> Result<EngineManifest> {
         let range = |range: &Range| InputRange {
             input: range.input.clone(),
@@ -285,7 +299,7 @@ impl<'a> EngineBuilder<'a> {
         Ok(EngineManifest {
             layout: manifest::LAYOUT,
             flavour: manifest::FLAVOUR.to_owned(),
-            tensorrt: self.library.version(),
+            tensorrt: library.version(),
             compute_capabilities: self.capabilities.iter().map(ToString::to_string).collect(),
             precision: compute.name().to_owned(),
             profiles: profiles.iter().map(|one| one.iter().map(range).collect()).collect(),
@@ -372,7 +386,7 @@ mod tests {
     fn bfloat16_needs_newer_cards() {
         let of = |names: &[&str]| GpuRequest {
             compute_capabilities: names.iter().map(|name| name.parse().unwrap()).collect(),
-            tensorrt: None,
+            ..GpuRequest::default()
         };
         let all = of(&[]).capabilities(&[Compute::F16]).unwrap();
         assert_eq!(all, COMPUTE_CAPABILITIES);

@@ -50,7 +50,7 @@ impl InProcess {
             let folder = repository.join(step.stage.name()).join(VERSION);
             let model = imprompt_stage::open(&folder, parameters)
                 .map_err(|error| error.context(layout::shown(&folder)))?;
-            let instance = model.instance()?;
+            let instance = model.instance(parameters.placement)?;
             Ok(OpenStage { step, instance, _model: model, took: Duration::ZERO })
         });
         Ok(InProcess { ensemble, stages: stages.collect::<Result<_>>()? })
@@ -200,7 +200,7 @@ mod tests {
         fn signature(&self) -> &Signature {
             unreachable!("not asked in-process")
         }
-        fn instance(&self) -> Result<Box<dyn Stage>> {
+        fn instance(&self, _placement: Placement) -> Result<Box<dyn Stage>> {
             Ok(Box::new(Fake { kind: self.kind, seen: self.seen.clone() }))
         }
     }
@@ -230,7 +230,7 @@ mod tests {
         let seen = Seen::default();
         let stages = ensemble.steps.iter().map(|step| {
             let model = Fake { kind: step.stage, seen: seen.clone() };
-            let instance = model.instance().unwrap();
+            let instance = model.instance(Placement::Cpu).unwrap();
             OpenStage { step, instance, _model: Box::new(model), took: Duration::ZERO }
         });
         (InProcess { ensemble, stages: stages.collect() }, seen)

@@ -19,7 +19,7 @@ mod tables;
 mod vocabulary;
 
 pub use build::{BuildRequest, build, check_architecture, check_target};
-pub use engines::{COMPUTE_CAPABILITIES, ComputeCapability, GpuRequest};
+pub use engines::{COMPUTE_CAPABILITIES, ComputeCapability, GpuEngine, GpuRequest};
 pub use imprompt_graph::family;
 pub use imprompt_graph::weights::WEIGHT_FILES;
 pub use in_process::InProcess;

@@ -66,7 +66,7 @@ impl TextPart {
         let cleaning = imprompt_stage::text_side::Cleaning::OpenClip;
         let model = TextModel::open(&folder, file.facts, cleaning, parameters)
             .map_err(|error| error.context(layout::shown(&folder)))?;
-        Ok(TextPart(model.side()?))
+        Ok(TextPart(model.side(parameters.placement)?))
     }
 
     /// Width D of the embeddings.
@@ -136,7 +136,11 @@ impl ImagePart {
         };
         let model = imprompt_stage::open(&folder, parameters)
             .map_err(|error| error.context(layout::shown(&folder)))?;
-        Ok(ImagePart { instance: model.instance()?, _model: model, size: file.facts.image_size })
+        Ok(ImagePart {
+            instance: model.instance(parameters.placement)?,
+            _model: model,
+            size: file.facts.image_size,
+        })
     }
 
     /// Rows and columns of a picture.

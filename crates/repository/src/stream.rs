@@ -35,7 +35,7 @@ impl CaptionStream {
         let folder = repository.join(name).join(VERSION);
         let model = imprompt_stage::open(&folder, parameters)
             .map_err(|error| error.context(layout::shown(&folder)))?;
-        Ok(CaptionStream { instance: model.instance()?, _model: model })
+        Ok(CaptionStream { instance: model.instance(parameters.placement)?, _model: model })
     }
 
     /// Captions the picture among `inputs`, and tells every piece of the caption as it comes.

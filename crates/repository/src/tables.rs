@@ -63,7 +63,8 @@ impl Encoding<'_> {
             onnxruntime: self.onnxruntime.map(Into::into),
             ..Parameters::default()
         };
-        TextModel::open(self.text_folder, self.facts.clone(), self.cleaning, &parameters)?.side()
+        TextModel::open(self.text_folder, self.facts.clone(), self.cleaning, &parameters)?
+            .side(imprompt_stage::Placement::Cpu)
     }
 }
 

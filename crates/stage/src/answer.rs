@@ -7,7 +7,7 @@ use imprompt_invocation::{Answer, labels, probabilities, prompt};
 use serde::{Deserialize, Serialize};
 
 use crate::invoked::asked;
-use crate::{Data, Request, Response, Signature, Stage, StageKind, StageModel, Tensor};
+use crate::{Data, Placement, Request, Response, Signature, Stage, StageKind, StageModel, Tensor};
 
 /// The stage file of `answer`.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -29,7 +29,7 @@ impl StageModel for AnswerModel {
         &self.signature
     }
 
-    fn instance(&self) -> Result<Box<dyn Stage>> {
+    fn instance(&self, _placement: Placement) -> Result<Box<dyn Stage>> {
         Ok(Box::new(Writer))
     }
 }

@@ -14,7 +14,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::captioner::{CaptionerFile, CaptionerModel, CaptionerStage};
 use crate::preprocess::{PreprocessFile, PreprocessModel};
-use crate::{Parameters, Request, Response, Signature, Sink, Stage, StageKind, StageModel, Tensor};
+use crate::{
+    Parameters, Placement, Request, Response, Signature, Sink, Stage, StageKind, StageModel, Tensor,
+};
 
 /// The stage file of `caption_stream`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -56,11 +58,12 @@ impl StageModel for CaptionStreamModel {
         &self.signature
     }
 
-    fn instance(&self) -> Result<Box<dyn Stage>> {
+    fn instance(&self, placement: Placement) -> Result<Box<dyn Stage>> {
         Ok(Box::new(CaptionStream {
-            preprocess: self.preprocess.instance()?,
+            preprocess: self.preprocess.instance(placement)?,
             model: self.captioner.clone(),
             captioner: None,
+            placement,
         }))
     }
 }
@@ -70,6 +73,7 @@ struct CaptionStream {
     model: Arc<CaptionerModel>,
     /// Opened by the first request: who never streams has no second captioner in memory.
     captioner: Option<CaptionerStage>,
+    placement: Placement,
 }
 
 impl Stage for CaptionStream {
@@ -128,7 +132,7 @@ impl CaptionStream {
         }
         let captioner = match &mut self.captioner {
             Some(captioner) => captioner,
-            closed => match self.model.stage() {
+            closed => match self.model.stage(self.placement) {
                 Ok(captioner) => closed.insert(captioner),
                 Err(error) => {
                     alive.into_iter().for_each(|index| sink.end(index, Err(error.clone())));

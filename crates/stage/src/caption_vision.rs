@@ -5,14 +5,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use imprompt_caption::PictureEncoder;
-use imprompt_engine::Runtime;
 use imprompt_error::{Error, Result};
 use imprompt_graph::CaptionFacts;
 use serde::{Deserialize, Serialize};
 
 use crate::captioner::KnownCaptions;
 use crate::engine;
-use crate::{Parameters, Request, Response, Signature, Stage, StageKind, StageModel, Tensor};
+use crate::{
+    Parameters, Placement, Request, Response, Signature, Stage, StageKind, StageModel, Tensor,
+};
 
 /// The stage file of `caption_vision`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -25,7 +26,6 @@ pub struct CaptionVisionFile {
 struct Shared {
     folder: PathBuf,
     facts: CaptionFacts,
-    runtime: &'static dyn Runtime,
     parameters: Parameters,
 }
 
@@ -40,17 +40,13 @@ impl CaptionVisionModel {
         file: CaptionVisionFile,
         parameters: &Parameters,
     ) -> Result<Self> {
+        engine::check(parameters)?;
         let facts = file.facts;
         let mut signature = StageKind::CaptionVision.signature();
         let size = facts.image_size as i64;
         signature.set_dims("pixel_values", &[3, size, size]);
         signature.set_dims("picture_embeds", &facts.encoded_shape().map(|size| size as i64));
-        let shared = Shared {
-            folder: folder.to_owned(),
-            facts,
-            runtime: engine::runtime(parameters)?,
-            parameters: parameters.clone(),
-        };
+        let shared = Shared { folder: folder.to_owned(), facts, parameters: parameters.clone() };
         Ok(CaptionVisionModel { shared: Arc::new(shared), signature })
     }
 }
@@ -60,11 +56,11 @@ impl StageModel for CaptionVisionModel {
         &self.signature
     }
 
-    fn instance(&self) -> Result<Box<dyn Stage>> {
+    fn instance(&self, placement: Placement) -> Result<Box<dyn Stage>> {
         let shared = self.shared.clone();
+        let runtime = engine::runtime(&shared.parameters, placement)?;
         let options = engine::options(&shared.parameters);
-        let encoder =
-            PictureEncoder::open(&shared.folder, &shared.facts, shared.runtime, &options)?;
+        let encoder = PictureEncoder::open(&shared.folder, &shared.facts, &*runtime, &options)?;
         Ok(Box::new(CaptionVision { shared, encoder }))
     }
 }

@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use imprompt_caption::{CaptionRequest, Captioner, CaptionerOptions, GenerationOptions, Told};
-use imprompt_engine::Runtime;
 use imprompt_error::{Error, Result};
 use imprompt_graph::CaptionFacts;
 use imprompt_interrogate::Mode;
@@ -17,7 +16,9 @@ use crate::engine;
 use crate::generation::Asked;
 use crate::modes::mode;
 use crate::signature::MAX_BATCH_SIZE;
-use crate::{Parameters, Request, Response, Signature, Stage, StageKind, StageModel, Tensor};
+use crate::{
+    Parameters, Placement, Request, Response, Signature, Stage, StageKind, StageModel, Tensor,
+};
 
 /// The subfolder with the tokenizer of a Q-Former that reads the text, as
 /// transformers' `InstructBlipProcessor` keeps it.
@@ -63,7 +64,6 @@ struct Shared {
     tokenizer: Arc<CaptionTokenizer>,
     /// Where the Q-Former reads the text: its own.
     qformer_tokenizer: Option<CaptionTokenizer>,
-    runtime: &'static dyn Runtime,
     parameters: Parameters,
 }
 
@@ -96,6 +96,7 @@ impl CaptionerModel {
         file: CaptionerFile,
         parameters: &Parameters,
     ) -> Result<Self> {
+        engine::check(parameters)?;
         let facts = file.facts;
         let mut signature = match picture {
             Picture::PixelValues => StageKind::Captioner.signature(),
@@ -113,7 +114,6 @@ impl CaptionerModel {
             facts,
             tokenizer: Arc::new(CaptionTokenizer::load(folder)?),
             qformer_tokenizer,
-            runtime: engine::runtime(parameters)?,
             parameters: parameters.clone(),
         };
         Ok(CaptionerModel { shared: Arc::new(shared), signature })
@@ -125,15 +125,16 @@ impl StageModel for CaptionerModel {
         &self.signature
     }
 
-    fn instance(&self) -> Result<Box<dyn Stage>> {
-        Ok(Box::new(self.stage()?))
+    fn instance(&self, placement: Placement) -> Result<Box<dyn Stage>> {
+        Ok(Box::new(self.stage(placement)?))
     }
 }
 
 impl CaptionerModel {
     /// [`StageModel::instance`], for a stage that has a captioner of its own.
-    pub(crate) fn stage(&self) -> Result<CaptionerStage> {
+    pub(crate) fn stage(&self, placement: Placement) -> Result<CaptionerStage> {
         let shared = self.shared.clone();
+        let runtime = engine::runtime(&shared.parameters, placement)?;
         let facts = shared.facts.clone();
         let options = CaptionerOptions {
             engine: engine::options(&shared.parameters),
@@ -145,7 +146,7 @@ impl CaptionerModel {
             Picture::PixelValues => Captioner::open,
             Picture::Embeds => Captioner::open_decoder,
         };
-        let captioner = open(&shared.folder, facts, shared.runtime, &options)?;
+        let captioner = open(&shared.folder, facts, &*runtime, &options)?;
         Ok(CaptionerStage { shared, captioner })
     }
 }
@@ -155,7 +156,7 @@ impl CaptionerModel {
 /// # Errors
 /// As [`crate::open`].
 pub fn alone(folder: &Path, file: CaptionerFile, parameters: &Parameters) -> Result<Captioner> {
-    Ok(CaptionerModel::open(folder, file, parameters)?.stage()?.captioner)
+    Ok(CaptionerModel::open(folder, file, parameters)?.stage(parameters.placement)?.captioner)
 }
 
 pub(crate) struct CaptionerStage {

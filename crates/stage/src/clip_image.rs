@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use imprompt_clip::ImageEncoder;
-use imprompt_engine::Runtime;
 use imprompt_error::{Error, Result};
 use imprompt_graph::ClipFacts;
 use serde::{Deserialize, Serialize};
 
 use crate::engine;
-use crate::{Parameters, Request, Response, Signature, Stage, StageKind, StageModel, Tensor};
+use crate::{
+    Parameters, Placement, Request, Response, Signature, Stage, StageKind, StageModel, Tensor,
+};
 
 /// The stage file of `clip_image`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -24,7 +25,6 @@ pub struct ClipImageFile {
 struct Shared {
     folder: PathBuf,
     facts: ClipFacts,
-    runtime: &'static dyn Runtime,
     parameters: Parameters,
 }
 
@@ -39,17 +39,13 @@ impl ClipImageModel {
         file: ClipImageFile,
         parameters: &Parameters,
     ) -> Result<Self> {
+        engine::check(parameters)?;
         let facts = file.facts;
         let mut signature = StageKind::ClipImage.signature();
         let size = facts.image_size as i64;
         signature.set_dims("pixel_values", &[3, size, size]);
         signature.set_dims("image_embeds", &[facts.projection_dim as i64]);
-        let shared = Shared {
-            folder: folder.to_owned(),
-            facts,
-            runtime: engine::runtime(parameters)?,
-            parameters: parameters.clone(),
-        };
+        let shared = Shared { folder: folder.to_owned(), facts, parameters: parameters.clone() };
         Ok(ClipImageModel { shared: Arc::new(shared), signature })
     }
 }
@@ -59,11 +55,12 @@ impl StageModel for ClipImageModel {
         &self.signature
     }
 
-    fn instance(&self) -> Result<Box<dyn Stage>> {
+    fn instance(&self, placement: Placement) -> Result<Box<dyn Stage>> {
         let shared = self.shared.clone();
+        let runtime = engine::runtime(&shared.parameters, placement)?;
         let options = engine::options(&shared.parameters);
         let encoder =
-            ImageEncoder::open(&shared.folder, shared.facts.clone(), shared.runtime, &options)?;
+            ImageEncoder::open(&shared.folder, shared.facts.clone(), &*runtime, &options)?;
         Ok(Box::new(ClipImage { shared, encoder }))
     }
 }

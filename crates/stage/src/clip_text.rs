@@ -9,7 +9,9 @@ use imprompt_interrogate::PromptEncoder;
 use serde::{Deserialize, Serialize};
 
 use crate::text_side::{Cleaning, TextModel, TextSide};
-use crate::{Parameters, Request, Response, Signature, Stage, StageKind, StageModel, Tensor};
+use crate::{
+    Parameters, Placement, Request, Response, Signature, Stage, StageKind, StageModel, Tensor,
+};
 
 /// The stage file of `clip_text`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -48,8 +50,11 @@ impl StageModel for ClipTextModel {
         &self.signature
     }
 
-    fn instance(&self) -> Result<Box<dyn Stage>> {
-        Ok(Box::new(ClipText { text: self.shared.text.side()?, shared: self.shared.clone() }))
+    fn instance(&self, placement: Placement) -> Result<Box<dyn Stage>> {
+        Ok(Box::new(ClipText {
+            text: self.shared.text.side(placement)?,
+            shared: self.shared.clone(),
+        }))
     }
 }
 

@@ -7,7 +7,9 @@ use imprompt_invocation::{Invocation, Limits, read};
 use serde::{Deserialize, Serialize};
 
 use crate::generation::MAX_NEW_TOKENS;
-use crate::{Parameters, Request, Response, Signature, Stage, StageKind, StageModel, Tensor};
+use crate::{
+    Parameters, Placement, Request, Response, Signature, Stage, StageKind, StageModel, Tensor,
+};
 
 /// The stage file of `invocation`.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -37,7 +39,7 @@ impl StageModel for InvocationModel {
         &self.signature
     }
 
-    fn instance(&self) -> Result<Box<dyn Stage>> {
+    fn instance(&self, _placement: Placement) -> Result<Box<dyn Stage>> {
         Ok(Box::new(Reader { limits: self.limits }))
     }
 }
@@ -78,7 +80,8 @@ mod tests {
     use imprompt_error::Uncancellable;
 
     fn answer(bodies: Vec<&'static [u8]>) -> Result<Response> {
-        let mut stage = InvocationModel::open(&Parameters::default()).instance().unwrap();
+        let mut stage =
+            InvocationModel::open(&Parameters::default()).instance(Placement::Cpu).unwrap();
         let batch = bodies.len();
         let values = bodies.into_iter().map(Cow::Borrowed).collect();
         let inputs = vec![Tensor::bytes("body", vec![batch, 1], values)];

@@ -5,7 +5,7 @@
 use imprompt_error::{Error, Result};
 use imprompt_invocation::{Answer, Asked, Value};
 
-use crate::{Dtype, Request, Response, Signature, Stage, StageKind, StageModel, Tensor};
+use crate::{Dtype, Placement, Request, Response, Signature, Stage, StageKind, StageModel, Tensor};
 
 /// The input.
 pub(crate) const INVOCATION: &str = "invocation";
@@ -41,8 +41,8 @@ impl StageModel for InvokedModel {
         self.inner.signature()
     }
 
-    fn instance(&self) -> Result<Box<dyn Stage>> {
-        let (inner, signature) = (self.inner.instance()?, self.signature().clone());
+    fn instance(&self, placement: Placement) -> Result<Box<dyn Stage>> {
+        let (inner, signature) = (self.inner.instance(placement)?, self.signature().clone());
         Ok(Box::new(Invoked { inner, kind: self.kind, signature }))
     }
 }

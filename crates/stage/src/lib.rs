@@ -23,6 +23,7 @@ pub mod invocation;
 mod invoked;
 mod modes;
 mod parameters;
+mod placement;
 pub mod preprocess;
 pub mod ranker;
 mod request;
@@ -37,6 +38,7 @@ use imprompt_error::{Error, Result};
 use serde::{Deserialize, Serialize};
 
 pub use parameters::Parameters;
+pub use placement::{GpuEngine, Placement};
 pub use request::{Data, Request, Response, Tensor};
 pub use signature::{Dtype, Signature, StageKind, TensorSpec};
 
@@ -48,8 +50,13 @@ pub trait StageModel: Send + Sync {
     /// Names, types and shapes of the inputs and outputs.
     fn signature(&self) -> &Signature;
 
-    /// A worker of its own, with its own engine session.
-    fn instance(&self) -> Result<Box<dyn Stage>>;
+    /// A worker of its own, with its own engine session, that computes where `placement` says. A
+    /// stage without engines computes on the processor whatever it says.
+    ///
+    /// # Errors
+    /// What the engines say of the graphs; `NotFound` and `Unsupported` where there is no such GPU,
+    /// or nothing that runs the graphs there.
+    fn instance(&self, placement: Placement) -> Result<Box<dyn Stage>>;
 }
 
 /// One instance of a stage: executes one batch at a time.

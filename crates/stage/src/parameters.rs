@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use imprompt_error::{Error, Result};
 
+use crate::{GpuEngine, Placement};
+
 /// Settings of a stage. Every key of config.pbtxt's `parameters` is a field's
 /// name; unknown keys are refused.
 #[derive(Clone, Debug, PartialEq)]
@@ -16,6 +18,13 @@ pub struct Parameters {
     pub screen: bool,
     /// The ONNX Runtime library to open; none: looked for in the usual places.
     pub onnxruntime: Option<PathBuf>,
+    /// Where instances compute that are opened in this process. No key of config.pbtxt: Triton says
+    /// it of each instance, by `instance_group`.
+    pub placement: Placement,
+    /// What runs the graphs of instances on a GPU.
+    pub gpu_engine: GpuEngine,
+    /// The folder of TensorRT's libraries; none: looked for.
+    pub tensorrt: Option<PathBuf>,
     /// Folders that are looked into before those: of a model that brings its libraries. No key of
     /// config.pbtxt: the stage's own folder, and the one it is in.
     pub library_folders: Vec<PathBuf>,
@@ -44,6 +53,9 @@ impl Default for Parameters {
             kernels: true,
             screen: true,
             onnxruntime: None,
+            placement: Placement::Cpu,
+            gpu_engine: GpuEngine::Auto,
+            tensorrt: None,
             library_folders: Vec::new(),
             max_image_bytes: 20 << 20,
             max_image_side: 16_384,
@@ -59,11 +71,13 @@ impl Default for Parameters {
 
 impl Parameters {
     /// The keys that [`Self::set`] knows.
-    pub const KEYS: [&'static str; 12] = [
+    pub const KEYS: [&'static str; 14] = [
         "threads",
         "kernels",
         "screen",
         "onnxruntime",
+        "gpu_engine",
+        "tensorrt",
         "max_image_bytes",
         "max_image_side",
         "max_image_pixels",
@@ -81,6 +95,8 @@ impl Parameters {
             "kernels" => self.kernels = number(key, value, 0, 1)? == 1,
             "screen" => self.screen = number(key, value, 0, 1)? == 1,
             "onnxruntime" => self.onnxruntime = Some(PathBuf::from(value)),
+            "gpu_engine" => self.gpu_engine = GpuEngine::from_name(value)?,
+            "tensorrt" => self.tensorrt = Some(PathBuf::from(value)),
             "max_image_bytes" => self.max_image_bytes = number(key, value, 1, 1 << 30)?,
             "max_image_side" => self.max_image_side = number(key, value, 1, 65_535)?,
             "max_image_pixels" => self.max_image_pixels = number(key, value, 1, 1 << 30)?,
@@ -129,11 +145,17 @@ mod tests {
     fn every_key_is_settable_and_others_are_refused() {
         let mut parameters = Parameters::default();
         for key in Parameters::KEYS {
-            let value = if matches!(key, "kernels" | "screen") { "0" } else { "7" };
+            let value = match key {
+                "kernels" | "screen" => "0",
+                "gpu_engine" => "cuda",
+                _ => "7",
+            };
             parameters.set(key, value).unwrap();
         }
         assert_eq!((parameters.threads, parameters.max_image_pixels), (7, 7));
         assert!(!parameters.kernels && !parameters.screen);
+        assert_eq!(parameters.gpu_engine, GpuEngine::Cuda);
+        assert!(parameters.set("gpu_engine", "7").is_err());
         assert!(parameters.set("thread", "1").is_err());
         assert!(parameters.set("threads", "-1").is_err());
         assert!(parameters.set("max_image_side", "70000").is_err());

@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::deadline::Deadline;
 use crate::{
-    Parameters, Request, Response, Signature, Stage, StageKind, StageModel, Tensor, files,
+    Parameters, Placement, Request, Response, Signature, Stage, StageKind, StageModel, Tensor,
+    files,
 };
 
 /// The stage file of `preprocess`.
@@ -83,7 +84,7 @@ impl StageModel for PreprocessModel {
         &self.signature
     }
 
-    fn instance(&self) -> Result<Box<dyn Stage>> {
+    fn instance(&self, _placement: Placement) -> Result<Box<dyn Stage>> {
         Ok(Box::new(Preprocess { shared: self.shared.clone(), scratch: Scratch::default() }))
     }
 }

@@ -12,7 +12,9 @@ use crate::deadline::Deadline;
 use crate::modes::mode;
 use crate::tables::{self, TableFile};
 use crate::text_side::{Cleaning, TextModel, TextSide};
-use crate::{Parameters, Request, Response, Signature, Stage, StageKind, StageModel, Tensor};
+use crate::{
+    Parameters, Placement, Request, Response, Signature, Stage, StageKind, StageModel, Tensor,
+};
 
 /// The stage file of `ranker`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -70,8 +72,11 @@ impl StageModel for RankerModel {
         &self.signature
     }
 
-    fn instance(&self) -> Result<Box<dyn Stage>> {
-        Ok(Box::new(Ranker { text: self.shared.text.side()?, shared: self.shared.clone() }))
+    fn instance(&self, placement: Placement) -> Result<Box<dyn Stage>> {
+        Ok(Box::new(Ranker {
+            text: self.shared.text.side(placement)?,
+            shared: self.shared.clone(),
+        }))
     }
 }
 
@@ -86,7 +91,7 @@ pub fn alone(
     parameters: &Parameters,
 ) -> Result<(Interrogator, TextSide)> {
     let shared = RankerModel::open(folder, file, parameters)?.shared;
-    Ok((shared.interrogator.clone(), shared.text.side()?))
+    Ok((shared.interrogator.clone(), shared.text.side(parameters.placement)?))
 }
 
 /// The output `report`.

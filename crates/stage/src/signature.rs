@@ -65,6 +65,8 @@ pub struct Signature {
     pub outputs: Vec<TensorSpec>,
     /// Whether a request is answered by several responses, one after the other.
     pub decoupled: bool,
+    /// Whether its instances can compute on a GPU.
+    pub on_gpu: bool,
 }
 
 impl Signature {
@@ -109,6 +111,12 @@ pub enum StageKind {
 }
 
 impl StageKind {
+    /// Whether it has graphs that engines compute.
+    #[must_use]
+    pub fn has_engines(self) -> bool {
+        !matches!(self, StageKind::Invocation | StageKind::Preprocess | StageKind::Answer)
+    }
+
     /// Every kind, in the order a request meets them.
     pub const ALL: [StageKind; 11] = [
         StageKind::Invocation,
@@ -228,7 +236,12 @@ impl StageKind {
                 ],
             ),
         };
-        Signature { inputs, outputs, decoupled: self == StageKind::CaptionStream }
+        Signature {
+            inputs,
+            outputs,
+            decoupled: self == StageKind::CaptionStream,
+            on_gpu: self.has_engines(),
+        }
     }
 }
 

@@ -14,7 +14,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::tables::{self, TableFile};
 use crate::text_side::{Cleaning, TextModel, TextSide};
-use crate::{Parameters, Request, Response, Signature, Stage, StageKind, StageModel, Tensor};
+use crate::{
+    Parameters, Placement, Request, Response, Signature, Stage, StageKind, StageModel, Tensor,
+};
 
 /// The stage file of `tagger`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -68,8 +70,11 @@ impl StageModel for TaggerModel {
         &self.signature
     }
 
-    fn instance(&self) -> Result<Box<dyn Stage>> {
-        Ok(Box::new(Tagger { text: self.shared.text.side()?, shared: self.shared.clone() }))
+    fn instance(&self, placement: Placement) -> Result<Box<dyn Stage>> {
+        Ok(Box::new(Tagger {
+            text: self.shared.text.side(placement)?,
+            shared: self.shared.clone(),
+        }))
     }
 }
 

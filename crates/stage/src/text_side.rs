@@ -13,7 +13,7 @@ use imprompt_text::{ClipTokenizer, SiglipTokenizer, Tokens};
 
 pub use imprompt_text::Cleaning;
 
-use crate::{Parameters, engine, files};
+use crate::{Parameters, Placement, engine, files};
 
 /// The tokenizer of a model's family.
 enum TextTokenizer {
@@ -85,7 +85,6 @@ pub struct TextModel {
     folder: PathBuf,
     facts: ClipFacts,
     tokenizer: Arc<TextTokenizer>,
-    runtime: &'static dyn Runtime,
     parameters: Parameters,
     /// The file of the same tower in 8 bits.
     screen: Option<PathBuf>,
@@ -102,12 +101,12 @@ impl TextModel {
         cleaning: Cleaning,
         parameters: &Parameters,
     ) -> Result<Self> {
+        engine::check(parameters)?;
         let tokenizer = TextTokenizer::load(folder, &facts, cleaning)?;
         Ok(TextModel {
             folder: folder.to_owned(),
             facts,
             tokenizer: Arc::new(tokenizer),
-            runtime: engine::runtime(parameters)?,
             parameters: parameters.clone(),
             screen: None,
         })
@@ -125,22 +124,25 @@ impl TextModel {
         Ok(self)
     }
 
-    /// A text side with sessions of its own.
+    /// A text side with sessions of its own. On a GPU there is no screen: its 8 bits are the
+    /// processor's.
     ///
     /// # Errors
     /// What the engine says of a graph.
-    pub fn side(&self) -> Result<TextSide> {
-        let mut side = self.open_graph(&self.folder.join(TEXT_GRAPH))?;
-        let screen = self.screen.as_deref().map(|path| self.open_graph(path));
+    pub fn side(&self, placement: Placement) -> Result<TextSide> {
+        let runtime = engine::runtime(&self.parameters, placement)?;
+        let mut side = self.open_graph(&*runtime, &self.folder.join(TEXT_GRAPH))?;
+        let screen = self.screen.as_deref().filter(|_| placement == Placement::Cpu);
+        let screen = screen.map(|path| self.open_graph(&*runtime, path));
         side.screen = screen.transpose()?.map(Box::new);
         Ok(side)
     }
 
-    fn open_graph(&self, path: &Path) -> Result<TextSide> {
+    fn open_graph(&self, runtime: &dyn Runtime, path: &Path) -> Result<TextSide> {
         let options =
             TextOptions { engine: engine::options(&self.parameters), ..TextOptions::default() };
         let facts = self.facts.clone();
-        let encoder = TextEncoder::open_graph(path, facts, self.runtime, &options)?;
+        let encoder = TextEncoder::open_graph(path, facts, runtime, &options)?;
         Ok(TextSide { tokenizer: self.tokenizer.clone(), encoder, screen: None })
     }
 }

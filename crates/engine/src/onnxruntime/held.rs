@@ -5,7 +5,7 @@ use std::ffi::c_void;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use half::f16;
+use half::{bf16, f16};
 use imprompt_error::{Error, Result};
 use ort::AsPointer;
 use ort::memory::MemoryInfo;
@@ -20,6 +20,7 @@ pub fn element_type(number: Number) -> Option<ElementType> {
     Some(match number {
         Number::ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT => ElementType::F32,
         Number::ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16 => ElementType::F16,
+        Number::ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16 => ElementType::Bf16,
         Number::ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64 => ElementType::I64,
         Number::ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32 => ElementType::I32,
         Number::ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8 => ElementType::U8,
@@ -31,6 +32,7 @@ fn number(element_type: ElementType) -> Number {
     match element_type {
         ElementType::F32 => Number::ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT,
         ElementType::F16 => Number::ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16,
+        ElementType::Bf16 => Number::ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16,
         ElementType::I64 => Number::ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64,
         ElementType::I32 => Number::ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32,
         ElementType::U8 => Number::ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8,
@@ -99,6 +101,7 @@ impl RawValue {
         let data: *const c_void = match view.data() {
             Data::F32(data) => data.as_ptr().cast(),
             Data::F16(data) => data.as_ptr().cast(),
+            Data::Bf16(data) => data.as_ptr().cast(),
             Data::I64(data) => data.as_ptr().cast(),
             Data::I32(data) => data.as_ptr().cast(),
             Data::U8(data) => data.as_ptr().cast(),
@@ -158,7 +161,36 @@ impl OnnxHeld {
     }
 }
 
-fn type_and_shape(value: &RawValue, name: &str) -> Result<(ElementType, Vec<usize>)> {
+/// The tensor at `data`.
+///
+/// # Safety
+/// There are as many aligned elements of the type as fill `shape`, and nothing writes them as long
+/// as the view is there.
+pub unsafe fn view(
+    shape: &[usize],
+    element_type: ElementType,
+    data: *const c_void,
+) -> Result<TensorView<'_>> {
+    let count = shape.iter().product();
+    macro_rules! elements {
+        ($type:ty) => {{
+            // SAFETY: the caller's word.
+            let elements = unsafe { std::slice::from_raw_parts::<$type>(data.cast(), count) };
+            TensorView::new(shape, elements)
+        }};
+    }
+    match element_type {
+        ElementType::F32 => elements!(f32),
+        ElementType::F16 => elements!(f16),
+        ElementType::Bf16 => elements!(bf16),
+        ElementType::I64 => elements!(i64),
+        ElementType::I32 => elements!(i32),
+        ElementType::U8 => elements!(u8),
+    }
+}
+
+/// What a run has made: the type of its elements and its dimensions.
+pub fn type_and_shape(value: &RawValue, name: &str) -> Result<(ElementType, Vec<usize>)> {
     let api = ort::api();
     let mut info = std::ptr::null_mut();
     // SAFETY: the value is a live tensor.
@@ -199,35 +231,9 @@ impl Held for OnnxHeld {
     }
 
     fn to_host(&self) -> Result<TensorView<'_>> {
-        let count = self.shape.iter().product();
-        let data = self.data.as_ptr();
-        // SAFETY: the value is a tensor of `count` elements of this type at
-        // `data`, in host memory, aligned by the allocator, and nothing writes
-        // it while `self` is borrowed.
-        unsafe {
-            match self.element_type {
-                ElementType::F32 => TensorView::new(
-                    &self.shape,
-                    std::slice::from_raw_parts::<f32>(data.cast(), count),
-                ),
-                ElementType::F16 => TensorView::new(
-                    &self.shape,
-                    std::slice::from_raw_parts::<f16>(data.cast(), count),
-                ),
-                ElementType::I64 => TensorView::new(
-                    &self.shape,
-                    std::slice::from_raw_parts::<i64>(data.cast(), count),
-                ),
-                ElementType::I32 => TensorView::new(
-                    &self.shape,
-                    std::slice::from_raw_parts::<i32>(data.cast(), count),
-                ),
-                ElementType::U8 => TensorView::new(
-                    &self.shape,
-                    std::slice::from_raw_parts::<u8>(data.cast(), count),
-                ),
-            }
-        }
+        // SAFETY: the value is a tensor of this shape and type at `data`, in host memory, aligned by
+        // the allocator, and nothing writes it while `self` is borrowed.
+        unsafe { view(&self.shape, self.element_type, self.data.as_ptr()) }
     }
 
     fn as_any(&self) -> &dyn Any {

@@ -1,9 +1,11 @@
 //! ONNX Runtime, opened at run time: nothing of it is linked, so the same
 //! binary loads where it is missing, and says so.
 
+mod cuda;
 mod held;
 mod kernels;
 mod library;
+mod ports;
 mod session;
 mod slab;
 mod status;
@@ -17,6 +19,7 @@ use ort::logging::LogLevel;
 
 use crate::{Engine, EngineOptions, Runtime};
 
+pub use cuda::CudaRuntime;
 pub use library::{LIBRARY_VARIABLES, LibrarySearch, MINIMUM_MINOR_VERSION};
 
 /// ONNX Runtime in this process. There is one: the library has process-wide

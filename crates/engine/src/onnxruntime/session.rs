@@ -1,6 +1,5 @@
 //! One graph as a session of ONNX Runtime.
 
-use std::collections::HashMap;
 use std::ffi::{CString, c_char};
 use std::ops::Range;
 use std::path::Path;
@@ -13,66 +12,13 @@ use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
 use ort::session::Session;
 use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 use ort::sys::OrtValue;
-use ort::value::{Outlet, TensorElementType, ValueType};
 use prost::Message;
 
 use super::held::{OnnxHeld, RawValue, check};
-use super::slab::OnnxCache;
+use super::ports::Ports;
+use super::slab::{HostSlab, OnnxCache};
 use super::{kernels, lowest_level, status};
-use crate::{
-    Cache, CacheSpec, ElementType, Engine, EngineOptions, Held, Input, Optimization, Port,
-};
-
-/// The inputs or the outputs of a graph, found by name.
-#[derive(Debug)]
-struct Ports {
-    ports: Vec<Port>,
-    c_names: Vec<CString>,
-    by_name: HashMap<String, usize>,
-}
-
-impl Ports {
-    fn new(outlets: &[Outlet]) -> Result<Self> {
-        let ports = outlets.iter().map(port).collect::<Result<Vec<_>>>()?;
-        let c_names = ports
-            .iter()
-            .map(|port| CString::new(port.name.as_str()))
-            .collect::<std::result::Result<_, _>>()
-            .map_err(|_| Error::bad_model("a name of the graph contains a null byte"))?;
-        let by_name =
-            ports.iter().enumerate().map(|(index, port)| (port.name.clone(), index)).collect();
-        Ok(Ports { ports, c_names, by_name })
-    }
-
-    fn find(&self, name: &str, what: &str) -> Result<usize> {
-        self.by_name
-            .get(name)
-            .copied()
-            .ok_or_else(|| Error::internal(format!("the graph has no {what} {name}")))
-    }
-}
-
-fn port(outlet: &Outlet) -> Result<Port> {
-    let name = outlet.name();
-    let ValueType::Tensor { ty, shape, .. } = outlet.dtype() else {
-        return Err(Error::bad_model(format!("{name} is not a tensor")));
-    };
-    let element_type = match ty {
-        TensorElementType::Float32 => ElementType::F32,
-        TensorElementType::Float16 => ElementType::F16,
-        TensorElementType::Int64 => ElementType::I64,
-        TensorElementType::Int32 => ElementType::I32,
-        TensorElementType::Uint8 => ElementType::U8,
-        other => {
-            return Err(Error::bad_model(format!("{name} has elements of type {other:?}")));
-        }
-    };
-    Ok(Port {
-        name: name.to_owned(),
-        element_type,
-        shape: shape.iter().map(|&dim| usize::try_from(dim).ok()).collect(),
-    })
-}
+use crate::{Cache, CacheSpec, Engine, EngineOptions, Held, Input, Optimization, Port};
 
 /// A session and the names of its graph.
 #[derive(Debug)]
@@ -196,16 +142,9 @@ impl OnnxEngine {
     ) -> Result<()> {
         let cache = cache
             .as_any_mut()
-            .downcast_mut::<OnnxCache>()
+            .downcast_mut::<OnnxCache<HostSlab>>()
             .ok_or_else(|| Error::internal("the cache is another runtime's"))?;
-        let find = |ports: &Ports, name: &String| ports.by_name.get(name).copied();
-        let places: Vec<_> = cache
-            .spec()
-            .entries
-            .iter()
-            .map(|entry| (find(&self.inputs, &entry.input), find(&self.outputs, &entry.output)))
-            .collect();
-        for ((input, output), value) in places.into_iter().zip(cache.bind(slots)?) {
+        for ((input, output), value) in cache.bind(slots, &self.inputs, &self.outputs)? {
             if let Some(input) = input {
                 call.input(&self.inputs.c_names[input], value.pointer());
             }
@@ -256,7 +195,7 @@ impl Engine for OnnxEngine {
     }
 
     fn new_cache(&self, spec: &CacheSpec) -> Result<Box<dyn Cache>> {
-        Ok(Box::new(OnnxCache::new(spec, self.memory.to_owned())?))
+        Ok(Box::new(OnnxCache::<HostSlab>::new(spec, self.memory.to_owned(), HostSlab::new)?))
     }
 
     fn run_with_cache(
@@ -301,7 +240,7 @@ static OPENING: Mutex<()> = Mutex::new(());
 const EXTERNAL_FOLDER: &str = "session.model_external_initializers_file_folder_path";
 
 /// A session builder with the options set.
-fn configure(
+pub(super) fn configure(
     environment: &Environment,
     options: &EngineOptions,
 ) -> std::result::Result<SessionBuilder, ort::Error> {

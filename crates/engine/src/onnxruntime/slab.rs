@@ -1,7 +1,8 @@
-//! A decoder's cache in host memory.
+//! A decoder's cache: slabs of memory, and the values over them.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::any::Any;
+use std::ffi::c_void;
 use std::ops::Range;
 use std::ptr::NonNull;
 
@@ -9,30 +10,76 @@ use imprompt_error::{Error, Result};
 use ort::memory::MemoryInfo;
 
 use super::held::RawValue;
+use super::ports::Ports;
 use crate::{Cache, CacheEntry, CacheSpec, SlotLength};
 
 /// Alignment of a slab: a cache line, and the widest vector register.
 const ALIGNMENT: usize = 64;
 
+/// Rows of bytes in equal distances.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Rows {
+    /// How many.
+    pub(super) count: usize,
+    /// Bytes of one that count.
+    pub(super) width: usize,
+    /// Bytes from one to the next.
+    pub(super) stride: usize,
+}
+
 /// One entry's memory.
-struct Slab {
+pub(super) trait Slab: Send + 'static {
+    /// Where it begins, on whatever device it is.
+    fn start(&self) -> *mut c_void;
+
+    /// Copies `rows` at byte `from` to byte `to`.
+    ///
+    /// # Safety
+    /// Both lie inside the slab.
+    unsafe fn copy_rows(&mut self, from: usize, to: usize, rows: Rows) -> Result<()>;
+}
+
+/// Memory of the host.
+pub(super) struct HostSlab {
     memory: NonNull<u8>,
     layout: Layout,
 }
 
-impl Slab {
-    fn new(bytes: usize) -> Result<Self> {
+// SAFETY: the memory is owned, and only methods of `&mut self` and runs that hold the cache's
+// `&mut` touch it.
+unsafe impl Send for HostSlab {}
+
+impl HostSlab {
+    /// `bytes` zeros.
+    pub(super) fn new(bytes: usize) -> Result<Self> {
         let layout = Layout::from_size_align(bytes.max(1), ALIGNMENT)
             .map_err(|_| Error::internal(format!("a slab of {bytes} bytes")))?;
         // SAFETY: the layout has a size of at least one byte.
         let memory = unsafe { alloc_zeroed(layout) };
         let memory = NonNull::new(memory)
             .ok_or_else(|| Error::out_of_memory(format_args!("{bytes} bytes of a cache")))?;
-        Ok(Slab { memory, layout })
+        Ok(HostSlab { memory, layout })
     }
 }
 
-impl Drop for Slab {
+impl Slab for HostSlab {
+    fn start(&self) -> *mut c_void {
+        self.memory.as_ptr().cast()
+    }
+
+    unsafe fn copy_rows(&mut self, from: usize, to: usize, rows: Rows) -> Result<()> {
+        for start in (0..rows.count).map(|row| row * rows.stride) {
+            // SAFETY: the caller's word; `copy` allows both to be the same.
+            unsafe {
+                let memory = self.memory.as_ptr();
+                std::ptr::copy(memory.add(from + start), memory.add(to + start), rows.width);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for HostSlab {
     fn drop(&mut self) {
         // SAFETY: the memory was allocated with this layout.
         unsafe { dealloc(self.memory.as_ptr(), self.layout) }
@@ -41,37 +88,46 @@ impl Drop for Slab {
 
 /// The cache: values over the slots that ran last are kept for the next run,
 /// which in a decoding loop is over the same ones.
-pub struct OnnxCache {
+pub(super) struct OnnxCache<S> {
     spec: CacheSpec,
     bound: Option<(Range<usize>, Vec<RawValue>)>,
-    slabs: Vec<Slab>,
+    slabs: Vec<S>,
     memory: MemoryInfo<'static>,
 }
 
-// SAFETY: the slabs are owned memory that only methods of `&mut self` and runs
-// holding `&mut self` touch.
-unsafe impl Send for OnnxCache {}
+// SAFETY: the slabs are sent, the values over them are tied to no thread, and the description of the
+// memory is only read.
+unsafe impl<S: Slab> Send for OnnxCache<S> {}
 
-impl std::fmt::Debug for OnnxCache {
+impl<S> std::fmt::Debug for OnnxCache<S> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("OnnxCache").field("spec", &self.spec).finish_non_exhaustive()
     }
 }
 
-impl OnnxCache {
-    /// Allocates it.
-    pub fn new(spec: &CacheSpec, memory: MemoryInfo<'static>) -> Result<Self> {
+impl<S: Slab> OnnxCache<S> {
+    /// Allocates it, each slab by `allocate`, in the memory that `memory` describes.
+    pub(super) fn new(
+        spec: &CacheSpec,
+        memory: MemoryInfo<'static>,
+        allocate: impl Fn(usize) -> Result<S>,
+    ) -> Result<Self> {
         spec.bytes()?;
         let slabs = spec
             .entries
             .iter()
-            .map(|entry| Slab::new(spec.slots * slot_bytes(spec, entry)?))
+            .map(|entry| allocate(spec.slots * slot_bytes(spec, entry)?))
             .collect::<Result<_>>()?;
         Ok(OnnxCache { spec: spec.clone(), bound: None, slabs, memory })
     }
 
-    /// A value for each entry over these slots.
-    pub fn bind(&mut self, slots: &Range<usize>) -> Result<&[RawValue]> {
+    /// A value for each entry over these slots, and where a graph reads and writes it.
+    pub(super) fn bind(
+        &mut self,
+        slots: &Range<usize>,
+        inputs: &Ports,
+        outputs: &Ports,
+    ) -> Result<Vec<((Option<usize>, Option<usize>), &RawValue)>> {
         if slots.is_empty() || slots.end > self.spec.slots {
             return Err(Error::internal(format!(
                 "slots {} to {} of a cache of {}",
@@ -82,21 +138,24 @@ impl OnnxCache {
             Some((bound, values)) if bound == *slots => values,
             _ => self.values(slots)?,
         };
-        Ok(&self.bound.insert((slots.clone(), values)).1)
+        let values = &self.bound.insert((slots.clone(), values)).1;
+        let places =
+            |entry: &CacheEntry| (inputs.place(&entry.input), outputs.place(&entry.output));
+        Ok(self.spec.entries.iter().map(places).zip(values).collect())
     }
 
     fn values(&self, slots: &Range<usize>) -> Result<Vec<RawValue>> {
-        let value = |(slab, entry): (&Slab, &CacheEntry)| {
+        let value = |(slab, entry): (&S, &CacheEntry)| {
             let bytes = slot_bytes(&self.spec, entry)?;
             let shape =
                 [slots.len(), entry.heads, entry.max_length, entry.head_dim].map(|d| d as i64);
             // SAFETY: the slots lie inside the slab (checked by `bind`), which
-            // is aligned, initialised, and dropped after the values; runs are
-            // given the values only while they hold `&mut self`.
+            // is aligned, initialised, in this memory, and dropped after the values; runs
+            // are given the values only while they hold `&mut self`.
             unsafe {
                 RawValue::over(
                     &self.memory,
-                    slab.memory.as_ptr().add(slots.start * bytes).cast(),
+                    slab.start().cast::<u8>().wrapping_add(slots.start * bytes).cast(),
                     slots.len() * bytes,
                     &shape,
                     self.spec.element_type,
@@ -111,7 +170,7 @@ fn slot_bytes(spec: &CacheSpec, entry: &CacheEntry) -> Result<usize> {
     Ok(spec.slot_elements(entry)? * spec.element_type.size())
 }
 
-impl Cache for OnnxCache {
+impl<S: Slab> Cache for OnnxCache<S> {
     fn spec(&self) -> &CacheSpec {
         &self.spec
     }
@@ -125,20 +184,17 @@ impl Cache for OnnxCache {
                 length.positions, length.memory
             )));
         }
-        for (slab, entry) in self.slabs.iter().zip(&self.spec.entries) {
+        for (slab, entry) in self.slabs.iter_mut().zip(&self.spec.entries) {
             let slot = slot_bytes(&self.spec, entry)?;
             let position = entry.head_dim * element_type.size();
-            let head = position * entry.max_length;
-            let memory = slab.memory.as_ptr();
-            for start in (0..entry.heads).map(|index| index * head) {
-                // SAFETY: both slots lie inside the slab, a slot is its heads one after the
-                // other, and the copied positions lie inside a head; `copy` allows the slots to
-                // be the same.
-                unsafe {
-                    let (from, to) = (from * slot + start, to * slot + start);
-                    std::ptr::copy(memory.add(from), memory.add(to), length.of(entry) * position);
-                }
-            }
+            let rows = Rows {
+                count: entry.heads,
+                width: length.of(entry) * position,
+                stride: position * entry.max_length,
+            };
+            // SAFETY: both slots lie inside the slab, a slot is its heads one after the other, and
+            // the copied positions lie inside a head.
+            unsafe { slab.copy_rows(from * slot, to * slot, rows)? };
         }
         Ok(())
     }

@@ -197,7 +197,8 @@ impl Comparer {
             outputs: Some(vec!["open_clip_pixel_values".to_owned()]),
             cancellation: &Uncancellable,
         };
-        let mut answers = self.preprocess.instance()?.execute(&[request]);
+        let mut answers =
+            self.preprocess.instance(imprompt_stage::Placement::Cpu)?.execute(&[request]);
         let answer = answers.pop().ok_or_else(|| Error::internal("no pixels"))??;
         match answer.into_iter().next().map(|tensor| tensor.data) {
             Some(Data::F32(pixels)) => self.image.encode(1, &pixels),

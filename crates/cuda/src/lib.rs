@@ -1,0 +1,16 @@
+//! The GPU as the rest of imprompt sees it: a [`Device`], a [`Stream`] of work on it, and memory.
+//!
+//! The driver (`libcuda`) is opened at run time, when a device is asked for the first time: nothing
+//! of CUDA is linked, and where it is missing [`Device::count`] is 0 and [`Device::open`] says so.
+//! All work of one instance goes to one stream, in the order in which it is given: what one call
+//! writes the next one reads, without waiting on the host.
+
+mod device;
+mod feed;
+mod memory;
+mod stream;
+
+pub use device::{ComputeCapability, Device};
+pub use feed::Feed;
+pub use memory::{Buffer, Pitch};
+pub use stream::Stream;

@@ -1,0 +1,97 @@
+//! What a run leaves on the device.
+
+use std::any::Any;
+use std::sync::{Arc, OnceLock};
+
+use imprompt_cuda::Stream;
+use imprompt_error::{Error, Result};
+use ort::session::SharedSessionInner;
+use ort::sys::OrtValue;
+
+use crate::onnxruntime::held::{RawValue, check, type_and_shape, view};
+use crate::{ElementType, Held, TensorView};
+
+/// A tensor on the device. Its memory is the session's arena's, which gives it to a later run of the
+/// same stream once it is dropped.
+#[derive(Debug)]
+pub(super) struct CudaHeld {
+    value: RawValue,
+    element_type: ElementType,
+    shape: Vec<usize>,
+    address: u64,
+    stream: Stream,
+    /// A copy of it, in units that are aligned for every type.
+    host: OnceLock<Vec<u64>>,
+    _session: Arc<SharedSessionInner>,
+}
+
+impl CudaHeld {
+    /// Takes over the output `name` of a run of `session` on `stream`.
+    pub(super) fn new(
+        value: RawValue,
+        name: &str,
+        stream: &Stream,
+        session: Arc<SharedSessionInner>,
+    ) -> Result<Self> {
+        let (element_type, shape) = type_and_shape(&value, name)?;
+        let mut data = std::ptr::null_mut();
+        // SAFETY: the value is a live tensor.
+        let status = unsafe { (ort::api().GetTensorMutableData)(value.pointer(), &mut data) };
+        check(status, name)?;
+        Ok(CudaHeld {
+            value,
+            element_type,
+            shape,
+            address: data as u64,
+            stream: stream.clone(),
+            host: OnceLock::new(),
+            _session: session,
+        })
+    }
+
+    /// The value for the API, where a run of `stream` may read it without waiting.
+    pub(super) fn pointer(&self, stream: &Stream) -> Option<*mut OrtValue> {
+        (self.stream.handle() == stream.handle()).then(|| self.value.pointer())
+    }
+
+    fn read(&self) -> Result<Vec<u64>> {
+        let bytes = self.shape.iter().product::<usize>() * self.element_type.size();
+        let units = bytes.div_ceil(8);
+        let mut host: Vec<u64> = Vec::new();
+        host.try_reserve_exact(units.max(1))
+            .map_err(|_| Error::out_of_memory(format_args!("{bytes} bytes of a run's output")))?;
+        host.resize(units.max(1), 0);
+        // SAFETY: a number's bytes are bytes; as many as the vector has.
+        let into = unsafe { std::slice::from_raw_parts_mut(host.as_mut_ptr().cast::<u8>(), bytes) };
+        // SAFETY: the tensor has as many bytes, and the run that writes it was given to the stream.
+        unsafe { self.stream.read(self.address, into)? };
+        Ok(host)
+    }
+}
+
+impl Held for CudaHeld {
+    fn element_type(&self) -> ElementType {
+        self.element_type
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn to_host(&self) -> Result<TensorView<'_>> {
+        let host = match self.host.get() {
+            Some(host) => host,
+            None => {
+                let read = self.read()?;
+                self.host.get_or_init(|| read)
+            }
+        };
+        // SAFETY: `read` gave all elements, in memory aligned for eight bytes that is not written
+        // again.
+        unsafe { view(&self.shape, self.element_type, host.as_ptr().cast()) }
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}
