@@ -7,6 +7,7 @@ pub use cloud::{Delete, Deploy, InitImageMode, Invoke, ModelCache, Push, Restyle
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use imprompt_stage::Placement;
 
 /// Turns pictures into text: prompts, captions, tags and embeddings.
 #[derive(Debug, Parser)]
@@ -56,6 +57,8 @@ pub enum Command {
     Models(Models),
     /// Measure latency and throughput
     Bench(Bench),
+    /// Compare what a GPU answers with what the processor answers
+    Check(Check),
     /// Pack one ensemble as a model.tar.gz for SageMaker
     Pack(Pack),
     /// Put a package or a repository into an object store
@@ -103,6 +106,9 @@ pub struct Build {
     /// Threads of each stage instance; 0: one a core
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u16).range(0..=1024))]
     pub threads: u16,
+    /// With --device gpu: what runs the graphs there
+    #[arg(long, value_enum, default_value_t = BuildEngine::Tensorrt)]
+    pub gpu_engine: BuildEngine,
     /// With --device gpu: the cards that engines are built for, such as 8.6 [default: all that there are engines for]
     #[arg(long, value_name = "X.Y", value_delimiter = ',')]
     pub compute_capability: Vec<imprompt_repository::ComputeCapability>,
@@ -131,8 +137,41 @@ pub struct Build {
 pub enum Device {
     /// The processor, through ONNX Runtime.
     Cpu,
-    /// TensorRT-RTX engines for NVIDIA GPUs beside the processor's graphs; no GPU is needed to build them. This version does not run them yet.
+    /// NVIDIA GPUs, and the processor where there is none: what they need lies beside the processor's graphs. No GPU is needed to build it.
     Gpu,
+}
+
+/// What a repository for GPUs is built for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum BuildEngine {
+    /// TensorRT-RTX engines, and the graphs of ONNX Runtime's CUDA provider for cards that they are not for (V100, H100, B200).
+    Tensorrt,
+    /// The graphs of ONNX Runtime's CUDA provider alone: TensorRT is not needed.
+    Cuda,
+}
+
+/// What runs the graphs on a GPU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum RunEngine {
+    /// TensorRT where the repository has engines for the card and the library is there, else ONNX Runtime's CUDA provider.
+    #[default]
+    Auto,
+    /// TensorRT, or nothing.
+    Tensorrt,
+    /// ONNX Runtime's CUDA provider.
+    Cuda,
+}
+
+/// A device by its name: `cpu`, `gpu`, or `gpu:N` where there are several.
+pub fn placement(text: &str) -> Result<Placement, String> {
+    let number = |text: &str| text.parse().ok().map(Placement::Gpu);
+    match text.split_once(':') {
+        None if text == "cpu" => Some(Placement::Cpu),
+        None if text == "gpu" => Some(Placement::Gpu(0)),
+        Some(("gpu", ordinal)) => number(ordinal),
+        _ => None,
+    }
+    .ok_or_else(|| "cpu, gpu, or gpu:N".to_owned())
 }
 
 /// `imprompt serve`.
@@ -168,6 +207,12 @@ pub struct Where {
     /// The ONNX Runtime library for this process [default: looked for]
     #[arg(long, value_name = "FILE", help_heading = "Where it runs")]
     pub onnxruntime: Option<PathBuf>,
+    /// On what this process computes: cpu, gpu, or gpu:N
+    #[arg(long, value_name = "DEVICE", default_value = "cpu", value_parser = placement, help_heading = "Where it runs")]
+    pub device: Placement,
+    /// On a GPU: what runs the graphs
+    #[arg(long, value_enum, default_value_t, help_heading = "Where it runs")]
+    pub gpu_engine: RunEngine,
 }
 
 /// Pictures.
@@ -468,6 +513,31 @@ pub enum ModelRole {
     Clip,
     /// Turns pictures into text
     Captioner,
+}
+
+/// `imprompt check`.
+#[derive(Debug, Args)]
+#[command(after_long_help = "Examples:\n  \
+        imprompt check photos/ --repo repository --device gpu\n  \
+        imprompt check photos/ --repo repository --device gpu:1 --gpu-engine cuda --json\n\n\
+        Every picture is embedded, captioned and interrogated on the processor and on the device, in \
+        this process, and the answers are compared. Ends with 1 where an embedding's cosine is \
+        below --least-cosine or a caption differs; prompts, whose terms may hang on the last digit \
+        of a float16, are counted.")]
+pub struct Check {
+    #[command(flatten)]
+    pub pictures: Pictures,
+    /// Cosine that an embedding on the device has at least with that of the processor
+    #[arg(long, value_name = "X", default_value_t = 0.999)]
+    pub least_cosine: f32,
+    /// Tokens of each caption at most
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    pub max_new_tokens: i32,
+    #[command(flatten)]
+    pub place: Where,
+    /// One JSON object a comparison instead of the table
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `imprompt bench`.

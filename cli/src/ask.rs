@@ -8,10 +8,10 @@ use base64::engine::general_purpose::STANDARD;
 use imprompt_error::Uncancellable;
 use imprompt_kserve::{Client, InferRequest, InferResponse, Values};
 use imprompt_repository::InProcess;
-use imprompt_stage::{Data, Parameters, Response, Tensor};
+use imprompt_stage::{Data, GpuEngine, Parameters, Response, Tensor};
 use serde_json::{Map, Value};
 
-use crate::arguments::{Generation, Where};
+use crate::arguments::{Generation, RunEngine, Where};
 use crate::installed;
 use crate::sagemaker::invoke::Endpoint;
 use crate::talk::{Failure, Result};
@@ -259,6 +259,13 @@ pub fn repository(place: &Where) -> Result<(PathBuf, Parameters)> {
     let parameters = Parameters {
         threads: place.threads.into(),
         onnxruntime: installed::onnxruntime(place.onnxruntime.as_deref())?,
+        placement: place.device,
+        gpu_engine: match place.gpu_engine {
+            RunEngine::Auto => GpuEngine::Auto,
+            RunEngine::Tensorrt => GpuEngine::TensorRt,
+            RunEngine::Cuda => GpuEngine::Cuda,
+        },
+        tensorrt: installed::tensorrt(None),
         ..Parameters::default()
     };
     Ok((installed::repository(place.repo.as_deref())?, parameters))

@@ -23,8 +23,8 @@ use clap::Parser as _;
 
 use crate::arguments::{Arguments, Command};
 use crate::commands::{
-    bench, build, caption, delete, deploy, embed, interrogate, invoke, models, pack, push, restyle,
-    serve, tag, vocabulary,
+    bench, build, caption, check, delete, deploy, embed, interrogate, invoke, models, pack, push,
+    restyle, serve, tag, vocabulary,
 };
 
 fn main() -> ExitCode {
@@ -39,6 +39,7 @@ fn main() -> ExitCode {
         Command::Vocabulary(arguments) => vocabulary::run(arguments),
         Command::Models(arguments) => models::run(arguments),
         Command::Bench(arguments) => bench::run(arguments),
+        Command::Check(arguments) => check::run(arguments),
         Command::Pack(arguments) => pack::run(arguments),
         Command::Push(arguments) => push::run(arguments),
         Command::Deploy(arguments) => deploy::run(arguments),

@@ -5,10 +5,10 @@ use std::time::Instant;
 
 use imprompt_repository::family::Role;
 use imprompt_repository::{
-    Bits, BuildRequest, GpuRequest, Manifest, ModelFolder, Precision, Progress as _,
+    Bits, BuildRequest, GpuEngine, GpuRequest, Manifest, ModelFolder, Precision, Progress as _,
 };
 
-use crate::arguments::{Build, Device};
+use crate::arguments::{Build, BuildEngine, Device};
 use crate::catalogue::{self, ModelNames};
 use crate::hub::{self, HubId};
 use crate::talk::{Bars, Failure, Result};
@@ -72,6 +72,10 @@ fn device(arguments: &Build) -> Result<(Option<GpuRequest>, Precision)> {
         Device::Cpu => Ok((None, Precision::of(&arguments.precision))),
         Device::Gpu => {
             let request = GpuRequest {
+                engine: match arguments.gpu_engine {
+                    BuildEngine::Tensorrt => GpuEngine::TensorRt,
+                    BuildEngine::Cuda => GpuEngine::Cuda,
+                },
                 compute_capabilities: arguments.compute_capability.clone(),
                 tensorrt: installed::tensorrt(arguments.tensorrt.as_deref()),
             };

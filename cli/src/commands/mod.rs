@@ -4,6 +4,7 @@ pub mod bench;
 pub mod build;
 pub mod caption;
 mod caption_stream;
+pub mod check;
 pub mod delete;
 pub mod deploy;
 pub mod embed;

@@ -8,6 +8,7 @@
 mod device;
 mod feed;
 mod memory;
+mod rate;
 mod stream;
 
 pub use device::{ComputeCapability, Device};

@@ -21,6 +21,8 @@ use std::path::{Path, PathBuf};
 
 use imprompt_error::Result;
 
+pub use imprompt_cuda::Device as Gpu;
+
 pub use cache::{CacheEntry, CacheSpec, SlotLength};
 pub use tensor::{Data, Element, ElementType, TensorView};
 

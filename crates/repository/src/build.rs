@@ -23,7 +23,7 @@ use imprompt_stage::tagger::TaggerFile;
 use imprompt_stage::text_side::{Cleaning, check_tokenizer};
 use imprompt_stage::{StageFile, StageKind};
 
-use crate::config::{self, Models, Sizes};
+use crate::config::{self, Computing, Models, Sizes};
 use crate::engines::{EngineBuilder, GpuRequest, Lengths};
 use crate::files::{self, Placer};
 use crate::layout::{CAPTION_PREPROCESSOR, CLIP_PREPROCESSOR, CONFIG, KEEP, SCREEN_GRAPH, VERSION};
@@ -410,7 +410,9 @@ impl Build<'_> {
     fn configs(&self, sizes: &Sizes, has: Models, manifest: &mut Manifest) -> Result<()> {
         let is_made = |kind: StageKind| self.root.join(kind.name()).is_dir();
         for kind in StageKind::ALL.into_iter().filter(|kind| is_made(*kind)) {
-            let text = config::stage_config(kind, sizes, has, self.request.threads);
+            let computing =
+                Computing { threads: self.request.threads, gpu: self.engines.is_some() };
+            let text = config::stage_config(kind, sizes, has, computing);
             files::write(&self.root.join(kind.name()).join(CONFIG), text.as_bytes())?;
             manifest.stages.push(kind.name().to_owned());
         }

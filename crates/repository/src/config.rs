@@ -83,8 +83,17 @@ fn dim(size: usize) -> i64 {
     i64::try_from(size).unwrap_or(-1)
 }
 
-/// config.pbtxt of the stage `kind`, with `threads` for its engine session.
-pub fn stage_config(kind: StageKind, sizes: &Sizes, has: Models, threads: usize) -> String {
+/// What a stage's configuration says of where and how it computes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Computing {
+    /// Threads of one instance on the processor; 0: one a core.
+    pub threads: usize,
+    /// Whether instances compute on a GPU where the machine has one.
+    pub gpu: bool,
+}
+
+/// config.pbtxt of the stage `kind`, which computes as `computing` says.
+pub fn stage_config(kind: StageKind, sizes: &Sizes, has: Models, computing: Computing) -> String {
     let signature = stage_signature(kind, sizes, has);
     let mut out = String::new();
     comment(&mut out, purpose(kind));
@@ -102,7 +111,17 @@ pub fn stage_config(kind: StageKind, sizes: &Sizes, has: Models, threads: usize)
             _ => "Each instance has an engine session of its own; the weights are shared.",
         },
     );
-    out.push_str("instance_group [ { count: 1 kind: KIND_CPU } ]\n\n");
+    let device = match computing.gpu && kind.has_engines() {
+        true => {
+            comment(
+                &mut out,
+                "On every GPU, and on the processor where there is none; KIND_GPU demands one.",
+            );
+            "KIND_AUTO"
+        }
+        false => "KIND_CPU",
+    };
+    let _ = writeln!(out, "instance_group [ {{ count: 1 kind: {device} }} ]\n");
     // No queue policy: with any, Triton stops prefetching, and a request that comes in the moment
     // an instance ends its batch may wait for 500 ms (docs/backend.md has the measurement).
     comment(
@@ -115,7 +134,7 @@ pub fn stage_config(kind: StageKind, sizes: &Sizes, has: Models, threads: usize)
         comment(&mut out, "A request is answered piece by piece.");
         out.push_str("model_transaction_policy { decoupled: true }\n\n");
     }
-    for (key, value, note) in parameters(kind, threads) {
+    for (key, value, note) in parameters(kind, computing.threads) {
         comment(&mut out, note);
         parameter(&mut out, key, &value);
     }
@@ -318,10 +337,9 @@ mod tests {
         let sizes = Sizes::default();
         // Made by `--split-captioner` alone, in the place of `captioner`.
         let halves = [StageKind::CaptionVision, StageKind::CaptionDecoder];
-        let stages = StageKind::ALL
-            .into_iter()
-            .filter(|kind| !halves.contains(kind))
-            .map(|kind| (kind.name().to_owned(), stage_config(kind, &sizes, Models::BOTH, 0)));
+        let stages = StageKind::ALL.into_iter().filter(|kind| !halves.contains(kind)).map(|kind| {
+            (kind.name().to_owned(), stage_config(kind, &sizes, Models::BOTH, Computing::default()))
+        });
         let ensembles = ENSEMBLES.iter().chain(&INVOCATIONS).map(|ensemble| {
             (ensemble.name.to_owned(), ensemble_config(ensemble, &sizes, Models::BOTH))
         });
@@ -357,10 +375,12 @@ mod tests {
             embedding: Some(512),
             probability: Probability::Sigmoid { bias: -10.0 },
         };
-        let preprocess = stage_config(StageKind::Preprocess, &sizes, Models::BOTH, 0);
+        let preprocess =
+            stage_config(StageKind::Preprocess, &sizes, Models::BOTH, Computing::default());
         assert!(preprocess.contains("dims: [ 3, 224, 224 ]"), "{preprocess}");
         assert!(preprocess.contains("dims: [ 3, 364, 280 ]"));
-        let vision = stage_config(StageKind::CaptionVision, &sizes, Models::BOTH, 0);
+        let vision =
+            stage_config(StageKind::CaptionVision, &sizes, Models::BOTH, Computing::default());
         assert!(vision.contains("dims: [ 32, 768 ]") && vision.contains("dims: [ 3, 364, 280 ]"));
         let named = |name| ENSEMBLES.iter().find(|ensemble| ensemble.name == name).unwrap();
         assert!(
@@ -368,11 +388,16 @@ mod tests {
         );
         let zero_shot = ensemble_config(named("zero_shot"), &sizes, Models::BOTH);
         assert!(zero_shot.contains("  value: { string_value: \"sigmoid\" }"), "{zero_shot}");
-        let tagger = stage_config(StageKind::Tagger, &sizes, Models::BOTH, 3);
+        let tagger = stage_config(
+            StageKind::Tagger,
+            &sizes,
+            Models::BOTH,
+            Computing { threads: 3, ..Computing::default() },
+        );
         assert!(tagger.contains("dims: [ -1 ]\n    optional: true\n    allow_ragged_batch: true"));
         assert!(tagger.contains("key: \"threads\"\n  value: { string_value: \"3\" }"));
         for kind in StageKind::ALL {
-            let text = stage_config(kind, &sizes, Models::BOTH, 0);
+            let text = stage_config(kind, &sizes, Models::BOTH, Computing::default());
             // Lists of labels, and the input `after`.
             let open = match kind {
                 StageKind::Tagger => 4 + 1,
@@ -387,7 +412,8 @@ mod tests {
     #[test]
     fn a_repository_without_a_captioner_has_no_caption_pixels() {
         let has = Models { clip: true, captioner: false };
-        let text = stage_config(StageKind::Preprocess, &Sizes::default(), has, 0);
+        let text =
+            stage_config(StageKind::Preprocess, &Sizes::default(), has, Computing::default());
         assert!(text.contains("\"clip_pixel_values\"") && !text.contains("caption_pixel_values"));
     }
 

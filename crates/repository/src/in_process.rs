@@ -184,7 +184,7 @@ impl Flow {
 mod tests {
     use super::*;
     use imprompt_error::Uncancellable;
-    use imprompt_stage::{Data, Signature};
+    use imprompt_stage::{Data, Placement, Signature};
     use std::sync::{Arc, Mutex};
 
     /// What each execution was asked: (inputs by name, outputs wanted).

@@ -19,6 +19,8 @@ mod tables;
 mod vocabulary;
 
 pub use build::{BuildRequest, build, check_architecture, check_target};
+pub use imprompt_engine::Gpu;
+
 pub use engines::{COMPUTE_CAPABILITIES, ComputeCapability, GpuEngine, GpuRequest};
 pub use imprompt_graph::family;
 pub use imprompt_graph::weights::WEIGHT_FILES;

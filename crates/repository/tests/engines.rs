@@ -24,7 +24,7 @@ fn gpu(capabilities: &[&str]) -> Option<GpuRequest> {
     let folder = std::env::var_os("IMPROMPT_TENSORRT");
     assert!(folder.is_some(), "IMPROMPT_TENSORRT is not set; scripts/setup --gpu, scripts/test");
     let compute_capabilities = capabilities.iter().map(|one| one.parse().unwrap()).collect();
-    Some(GpuRequest { compute_capabilities, tensorrt: None })
+    Some(GpuRequest { compute_capabilities, ..GpuRequest::default() })
 }
 
 fn precision(choice: &str) -> Precision {

@@ -1,0 +1,263 @@
+//! `imprompt check`: the same questions to the processor and to a GPU.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use imprompt_repository::{Gpu, InProcess};
+use imprompt_stage::{Data, Parameters, Placement, Response, Tensor};
+use serde::Serialize;
+
+use super::run;
+use crate::arguments::Check;
+use crate::talk::{self, Failure, Result};
+use crate::{ask, pictures};
+
+/// Texts whose embeddings are compared, beside the captions.
+const TEXTS: [&str; 6] = [
+    "a",
+    "a photo of a cat",
+    "a red apple on a white table",
+    "an oil painting of a lighthouse in a storm, dramatic light, highly detailed",
+    "trending on artstation",
+    "blurry, low quality, a watermark in the corner, cropped, out of frame, jpeg artifacts, grainy",
+];
+
+/// The ensembles of pictures that are compared, and the modes of `interrogate`.
+const MODES: [&str; 4] = ["best", "fast", "classic", "negative"];
+
+/// One comparison.
+#[derive(Serialize)]
+struct Line {
+    check: String,
+    of: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    least_cosine: Option<f32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mean_cosine: Option<f32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    equal: Option<usize>,
+    cpu_ms: f64,
+    device_ms: f64,
+}
+
+/// The card that is compared.
+#[derive(Serialize)]
+struct Card {
+    gpu: String,
+    compute_capability: String,
+    cuda: String,
+    memory_gib: f64,
+    copy_gb_per_second: f64,
+}
+
+/// Compares every picture's answers.
+pub fn run(arguments: &Check) -> Result<()> {
+    let Placement::Gpu(ordinal) = arguments.place.device else {
+        return Err(Failure::usage("the processor is what a device is compared with")
+            .hint("name one: --device gpu, or --device gpu:1"));
+    };
+    if arguments.place.server.is_some() {
+        return Err(Failure::usage("both are asked in this process, not on a server"));
+    }
+    let (repository, parameters) = ask::repository(&arguments.place)?;
+    let gpu = Gpu::open(ordinal)?;
+    show_card(&gpu, arguments.json)?;
+    let pictures = read(&arguments.pictures.paths)?;
+    let mut both = Both { repository, parameters, arguments, wrong: 0 };
+    both.embeddings("embed_image", questions(&pictures, &[]))?;
+    let texts = TEXTS.map(|text| vec![Tensor::texts("text", vec![text.to_owned()])]);
+    both.embeddings("embed_text", texts.into())?;
+    let tokens = Tensor::i32("max_new_tokens", vec![1, 1], vec![arguments.max_new_tokens]);
+    both.texts("caption", "caption", true, questions(&pictures, std::slice::from_ref(&tokens)))?;
+    for mode in MODES {
+        let mode = Tensor::texts("mode", vec![mode.to_owned()]);
+        both.texts("interrogate", "prompt", false, questions(&pictures, &[mode, tokens.clone()]))?;
+    }
+    match both.wrong {
+        0 => Ok(()),
+        wrong => Err(Failure::new(format!(
+            "{wrong} comparisons are worse than asked for (cosine {}, all captions equal)",
+            arguments.least_cosine
+        ))),
+    }
+}
+
+fn show_card(gpu: &Gpu, json: bool) -> Result<()> {
+    let (_, memory) = gpu.memory()?;
+    let card = Card {
+        gpu: gpu.name().to_owned(),
+        compute_capability: gpu.compute_capability().to_string(),
+        cuda: gpu.driver_version()?,
+        memory_gib: memory as f64 / f64::from(1 << 30),
+        copy_gb_per_second: gpu.copy_rate()? / 1e9,
+    };
+    if json {
+        return run::json(&card);
+    }
+    run::line(&format!(
+        "{} (compute capability {}, CUDA {}, {:.0} GiB, copies at {:.0} GB/s)",
+        card.gpu, card.compute_capability, card.cuda, card.memory_gib, card.copy_gb_per_second
+    ))
+}
+
+fn read(paths: &[PathBuf]) -> Result<Vec<Vec<u8>>> {
+    let one = |(path, listed): (PathBuf, Result<()>)| {
+        listed.and_then(|()| pictures::read(&path)).map_err(|failure| failure.in_picture(&path))
+    };
+    let read: Vec<Vec<u8>> = pictures::list(paths).into_iter().map(one).collect::<Result<_>>()?;
+    match read.is_empty() {
+        true => Err(Failure::new("there is no picture to compare")),
+        false => Ok(read),
+    }
+}
+
+type Inputs = Vec<Tensor<'static>>;
+
+fn questions(pictures: &[Vec<u8>], more: &[Tensor<'static>]) -> Vec<Inputs> {
+    let one = |picture: &Vec<u8>| {
+        let image = Tensor::bytes("image", vec![1, 1], vec![picture.clone().into()]);
+        [&[image], more].concat()
+    };
+    pictures.iter().map(one).collect()
+}
+
+/// What is compared, and how much of it was worse than asked for.
+struct Both<'a> {
+    repository: PathBuf,
+    parameters: Parameters,
+    arguments: &'a Check,
+    wrong: usize,
+}
+
+/// Answers, and the milliseconds that one of them took.
+struct Answers {
+    responses: Vec<Response>,
+    ms: f64,
+}
+
+impl Both<'_> {
+    fn embeddings(&mut self, ensemble: &str, questions: Vec<Inputs>) -> Result<()> {
+        let Some([cpu, device]) = self.answers(ensemble, &questions)? else { return Ok(()) };
+        let pairs = cpu.responses.iter().zip(&device.responses);
+        let cosines: Vec<f32> = pairs
+            .map(|(left, right)| Ok(cosine(numbers(left)?, numbers(right)?)))
+            .collect::<Result<_>>()?;
+        let least = cosines.iter().copied().fold(f32::INFINITY, f32::min);
+        // Not a number is worse than anything.
+        self.wrong += usize::from(least.is_nan() || least < self.arguments.least_cosine);
+        self.show(&Line {
+            check: ensemble.to_owned(),
+            of: cosines.len(),
+            least_cosine: Some(least),
+            mean_cosine: Some(cosines.iter().sum::<f32>() / cosines.len() as f32),
+            equal: None,
+            cpu_ms: cpu.ms,
+            device_ms: device.ms,
+        })
+    }
+
+    fn texts(
+        &mut self,
+        ensemble: &str,
+        output: &str,
+        must: bool,
+        questions: Vec<Inputs>,
+    ) -> Result<()> {
+        let mode =
+            questions.first().and_then(|inputs| inputs.iter().find(|one| one.name == "mode"));
+        let mode = mode.and_then(|mode| match &mode.data {
+            Data::Bytes(values) => {
+                values.first().map(|one| String::from_utf8_lossy(one).into_owned())
+            }
+            _ => None,
+        });
+        let Some([cpu, device]) = self.answers(ensemble, &questions)? else { return Ok(()) };
+        let pairs = cpu.responses.iter().zip(&device.responses);
+        let equal = pairs.filter(|(left, right)| text(left, output) == text(right, output)).count();
+        let of = cpu.responses.len();
+        self.wrong += usize::from(must && equal < of);
+        let check = mode.map_or(ensemble.to_owned(), |mode| format!("{ensemble} {mode}"));
+        let (cpu_ms, device_ms) = (cpu.ms, device.ms);
+        let (least_cosine, mean_cosine, equal) = (None, None, Some(equal));
+        self.show(&Line { check, of, least_cosine, mean_cosine, equal, cpu_ms, device_ms })
+    }
+
+    /// The answers of the processor and of the device; none where the repository lacks the ensemble.
+    fn answers(&self, ensemble: &str, questions: &[Inputs]) -> Result<Option<[Answers; 2]>> {
+        let answer = |placement: Placement| -> Result<Option<Answers>> {
+            let parameters = Parameters { placement, ..self.parameters.clone() };
+            let mut opened = match InProcess::open(&self.repository, ensemble, &parameters) {
+                Ok(opened) => opened,
+                Err(error) if is_lacking(&self.repository, ensemble) => {
+                    talk::say(&format!("{ensemble}: left out: {error}"));
+                    return Ok(None);
+                }
+                Err(error) => return Err(error.into()),
+            };
+            let cancel = &imprompt_error::Uncancellable;
+            // The first request opens what is opened late.
+            opened.run(questions[0].clone(), cancel)?;
+            let started = Instant::now();
+            let responses = questions.iter().map(|inputs| opened.run(inputs.clone(), cancel));
+            let responses = responses.collect::<imprompt_error::Result<Vec<Response>>>()?;
+            let ms = started.elapsed().as_secs_f64() * 1e3 / questions.len() as f64;
+            Ok(Some(Answers { responses, ms }))
+        };
+        let Some(cpu) = answer(Placement::Cpu)? else { return Ok(None) };
+        let Some(device) = answer(self.parameters.placement)? else { return Ok(None) };
+        Ok(Some([cpu, device]))
+    }
+
+    fn show(&self, line: &Line) -> Result<()> {
+        if self.arguments.json {
+            return run::json(line);
+        }
+        let found = match (line.least_cosine, line.mean_cosine, line.equal) {
+            (Some(least), Some(mean), _) => format!("cosine at least {least:.6}, mean {mean:.6}"),
+            (_, _, Some(equal)) => format!("{equal} of {} equal", line.of),
+            _ => String::new(),
+        };
+        let (check, cpu, device) = (&line.check, line.cpu_ms, line.device_ms);
+        run::line(&format!("{check:<22}{found:<44}cpu {cpu:9.2} ms   device {device:9.2} ms"))
+    }
+}
+
+/// Whether the repository was built without `ensemble`.
+fn is_lacking(repository: &Path, ensemble: &str) -> bool {
+    imprompt_repository::Manifest::read(repository)
+        .is_ok_and(|manifest| !manifest.ensembles.iter().any(|name| name == ensemble))
+}
+
+fn numbers(response: &Response) -> Result<&[f32]> {
+    let found = response.iter().find_map(|tensor| match &tensor.data {
+        Data::F32(values) if tensor.name == "embedding" => Some(&**values),
+        _ => None,
+    });
+    found.ok_or_else(|| Failure::new("an answer has no embedding"))
+}
+
+fn text<'r>(response: &'r Response, output: &str) -> Option<&'r [u8]> {
+    response.iter().find(|tensor| tensor.name == output).and_then(|tensor| match &tensor.data {
+        Data::Bytes(values) => values.first().map(|value| &**value),
+        _ => None,
+    })
+}
+
+fn cosine(left: &[f32], right: &[f32]) -> f32 {
+    let dot = |left: &[f32], right: &[f32]| -> f64 {
+        left.iter().zip(right).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+    };
+    (dot(left, right) / (dot(left, left) * dot(right, right)).sqrt()) as f32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cosines_are_of_directions() {
+        assert!((cosine(&[1.0, 0.0], &[2.0, 0.0]) - 1.0).abs() < 1e-6);
+        assert!(cosine(&[1.0, 0.0], &[0.0, 1.0]).abs() < 1e-6);
+        assert!(cosine(&[0.0], &[1.0]).is_nan());
+    }
+}
