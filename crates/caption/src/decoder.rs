@@ -92,7 +92,7 @@ struct Appended<'a> {
     memory_lengths: &'a [i64],
 }
 
-impl Decoder<'_> {
+impl<'c> Decoder<'c> {
     /// Writes the memory of the sequences in `slots`, where there is one.
     fn write_memory(
         &mut self,
@@ -119,14 +119,25 @@ impl Decoder<'_> {
         Ok(())
     }
 
+    /// The first `length` positions of a slot, or as many more as the engine would rather have. What
+    /// is behind them is masked.
+    fn positions_of(&self, cache: &str, length: usize) -> Result<&'c [i64]> {
+        let step = self.engine.length_step();
+        let entries = self.cache.spec().entries.iter();
+        let mut lengths = entries.filter(|entry| entry.input.starts_with(cache));
+        let most = lengths.next().map_or(length, |entry| entry.max_length);
+        first(self.positions, length.next_multiple_of(step).min(most).max(length))
+    }
+
     fn run(&mut self, slots: Range<usize>, batch: &Appended<'_>) -> Result<HeldLogits> {
         let sequences = slots.len();
         let tokens = batch.input_ids.len() / sequences;
         let prefix = batch.picture_embeds.len() / sequences / self.facts.picture_width;
         let start = batch.write_index.iter().max().copied().unwrap_or(0);
-        let key_positions = first(self.positions, start as usize + prefix + tokens)?;
+        let key_positions =
+            self.positions_of("past_key_values.", start as usize + prefix + tokens)?;
         let seen = batch.memory_lengths.iter().max().copied().unwrap_or(0);
-        let memory_positions = first(self.positions, seen as usize)?;
+        let memory_positions = self.positions_of("memory.", seen as usize)?;
         let picture_shape = [sequences, prefix, self.facts.picture_width];
         let (token_shape, batch_shape) = ([sequences, tokens], [sequences]);
         let (key_shape, memory_shape) = ([key_positions.len()], [memory_positions.len()]);

@@ -7,11 +7,13 @@
 
 mod device;
 mod feed;
+mod graph;
 mod memory;
 mod rate;
 mod stream;
 
 pub use device::{ComputeCapability, Device};
 pub use feed::Feed;
+pub use graph::Graph;
 pub use memory::{Buffer, Pitch};
 pub use stream::Stream;

@@ -141,6 +141,12 @@ pub trait Engine: Send + fmt::Debug {
     fn run(&mut self, inputs: &[(&str, Input<'_>)], outputs: &[&str])
     -> Result<Vec<Box<dyn Held>>>;
 
+    /// Lengths that may be anything from some on, such as the keys that a decoder looks at, are best
+    /// multiples of this: what a GPU has recorded serves no other length.
+    fn length_step(&self) -> usize {
+        1
+    }
+
     /// Allocates a cache. Every engine of the same runtime and device can run
     /// with it, so that prefill and decoding may be two graphs.
     ///
@@ -205,6 +211,8 @@ pub struct EngineOptions {
     /// Whether imprompt's own kernels compute what they can, where the processor has what
     /// they need.
     pub kernels: bool,
+    /// Whether a GPU records the steps of a decoder and is then given each as a whole.
+    pub cuda_graphs: bool,
 }
 
 impl Default for EngineOptions {
@@ -218,6 +226,7 @@ impl Default for EngineOptions {
             memory_pattern: false,
             own_threads: false,
             kernels: true,
+            cuda_graphs: true,
         }
     }
 }

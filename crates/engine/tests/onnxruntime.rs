@@ -300,6 +300,7 @@ fn every_option_loads() {
         memory_pattern: true,
         own_threads: true,
         kernels: false,
+        cuda_graphs: false,
     };
     let mut engine = runtime().open(&path, &options).unwrap();
     let x = [1.0f32, 2.0, 3.0];

@@ -8,6 +8,8 @@
 //! * Matrix products and convolutions take and give float16 or bfloat16 (they sum in float32
 //!   inside). Everything between them, normalisation, softmax, residual sums, activations, the last
 //!   L2 norm, stays in float32. Operators that only move elements go in whatever type they have.
+//! * `Range` from 0 becomes the beginning of a constant: its end is known on the host, its numbers are
+//!   read on the device, and one number after the other would be brought there.
 //! * The cache of a decoder (`past_key_values.*`, `memory.*` and what is written over them) is of
 //!   the products' type, and of a length known beforehand, which TensorRT asks of a tensor that is
 //!   updated in place: its inputs and outputs change. All others keep the type they have.
@@ -86,6 +88,7 @@ pub fn for_gpu(graph: &Graph, target: &Target) -> Result<Graph> {
             fix_lengths(port, target);
         }
     }
+    count_by_slices(inner);
     let nodes = decompose(inner)?;
     inner.node = match compute {
         Compute::F32 => nodes,
@@ -194,6 +197,43 @@ impl Parts<'_> {
     fn ints(&mut self, values: &[i64], what: &str) -> String {
         let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
         self.constant(onnx::INT64, &[values.len() as i64], bytes, what)
+    }
+}
+
+/// Numbers that a range may have: more than any length of a model has.
+const COUNTED: i64 = 1 << 14;
+
+/// Puts the beginning of a constant in the place of every `Range`.
+fn count_by_slices(graph: &mut onnx::Graph) {
+    const NUMBERS: &str = "gpu.numbers";
+    const START: &str = "gpu.start";
+    // The end of a range is a scalar, that of a slice has a dimension: the one before it was squeezed.
+    let ends: HashMap<String, String> = graph
+        .node
+        .iter()
+        .filter(|node| operator(node) == "Squeeze")
+        .map(|node| (node.output[0].clone(), node.input[0].clone()))
+        .collect();
+    let mut is_any = false;
+    for node in graph.node.iter_mut().filter(|node| operator(node) == "Range") {
+        let Some(end) = ends.get(&node.input[1]) else { continue };
+        node.op_type = Some("Slice".to_owned());
+        node.input = vec![NUMBERS.to_owned(), START.to_owned(), end.clone()];
+        is_any = true;
+    }
+    if is_any {
+        let numbers = (0..COUNTED).flat_map(i64::to_le_bytes).collect();
+        for (name, count, bytes) in
+            [(NUMBERS, COUNTED, numbers), (START, 1, 0i64.to_le_bytes().to_vec())]
+        {
+            graph.initializer.push(onnx::Tensor {
+                dims: vec![count],
+                data_type: Some(onnx::INT64),
+                name: Some(name.to_owned()),
+                raw_data: Some(bytes),
+                ..onnx::Tensor::default()
+            });
+        }
     }
 }
 

@@ -39,6 +39,6 @@ pub(crate) fn multiplies_bytes(parameters: &Parameters) -> bool {
 
 /// The options of one instance's engines.
 pub(crate) fn options(parameters: &Parameters) -> EngineOptions {
-    let Parameters { threads, kernels, .. } = *parameters;
-    EngineOptions { threads, kernels, ..EngineOptions::default() }
+    let Parameters { threads, kernels, cuda_graphs, .. } = *parameters;
+    EngineOptions { threads, kernels, cuda_graphs, ..EngineOptions::default() }
 }

@@ -21,6 +21,8 @@ pub struct Parameters {
     /// Where instances compute that are opened in this process. No key of config.pbtxt: Triton says
     /// it of each instance, by `instance_group`.
     pub placement: Placement,
+    /// Whether a GPU records the steps of a decoder and is then given each as a whole.
+    pub cuda_graphs: bool,
     /// What runs the graphs of instances on a GPU.
     pub gpu_engine: GpuEngine,
     /// The folder of TensorRT's libraries; none: looked for.
@@ -54,6 +56,7 @@ impl Default for Parameters {
             screen: true,
             onnxruntime: None,
             placement: Placement::Cpu,
+            cuda_graphs: true,
             gpu_engine: GpuEngine::Auto,
             tensorrt: None,
             library_folders: Vec::new(),
@@ -71,11 +74,12 @@ impl Default for Parameters {
 
 impl Parameters {
     /// The keys that [`Self::set`] knows.
-    pub const KEYS: [&'static str; 14] = [
+    pub const KEYS: [&'static str; 15] = [
         "threads",
         "kernels",
         "screen",
         "onnxruntime",
+        "cuda_graphs",
         "gpu_engine",
         "tensorrt",
         "max_image_bytes",
@@ -95,6 +99,7 @@ impl Parameters {
             "kernels" => self.kernels = number(key, value, 0, 1)? == 1,
             "screen" => self.screen = number(key, value, 0, 1)? == 1,
             "onnxruntime" => self.onnxruntime = Some(PathBuf::from(value)),
+            "cuda_graphs" => self.cuda_graphs = number(key, value, 0, 1)? == 1,
             "gpu_engine" => self.gpu_engine = GpuEngine::from_name(value)?,
             "tensorrt" => self.tensorrt = Some(PathBuf::from(value)),
             "max_image_bytes" => self.max_image_bytes = number(key, value, 1, 1 << 30)?,
@@ -146,14 +151,14 @@ mod tests {
         let mut parameters = Parameters::default();
         for key in Parameters::KEYS {
             let value = match key {
-                "kernels" | "screen" => "0",
+                "kernels" | "screen" | "cuda_graphs" => "0",
                 "gpu_engine" => "cuda",
                 _ => "7",
             };
             parameters.set(key, value).unwrap();
         }
         assert_eq!((parameters.threads, parameters.max_image_pixels), (7, 7));
-        assert!(!parameters.kernels && !parameters.screen);
+        assert!(!parameters.kernels && !parameters.screen && !parameters.cuda_graphs);
         assert_eq!(parameters.gpu_engine, GpuEngine::Cuda);
         assert!(parameters.set("gpu_engine", "7").is_err());
         assert!(parameters.set("thread", "1").is_err());

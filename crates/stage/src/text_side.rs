@@ -80,6 +80,10 @@ pub fn check_tokenizer(folder: &Path, facts: &ClipFacts, cleaning: Cleaning) -> 
     TextTokenizer::load(folder, facts, cleaning).map(drop)
 }
 
+/// Tokens of one run on a GPU: each run is a few hundred kernels, which must be large enough to be
+/// worth giving.
+const GPU_TOKENS_PER_RUN: usize = 16_384;
+
 /// What the instances of a stage share of the text side.
 pub struct TextModel {
     folder: PathBuf,
@@ -131,16 +135,26 @@ impl TextModel {
     /// What the engine says of a graph.
     pub fn side(&self, placement: Placement) -> Result<TextSide> {
         let runtime = engine::runtime(&self.parameters, placement)?;
-        let mut side = self.open_graph(&*runtime, &self.folder.join(TEXT_GRAPH))?;
+        let mut side = self.open_graph(&*runtime, placement, &self.folder.join(TEXT_GRAPH))?;
         let screen = self.screen.as_deref().filter(|_| placement == Placement::Cpu);
-        let screen = screen.map(|path| self.open_graph(&*runtime, path));
+        let screen = screen.map(|path| self.open_graph(&*runtime, placement, path));
         side.screen = screen.transpose()?.map(Box::new);
         Ok(side)
     }
 
-    fn open_graph(&self, runtime: &dyn Runtime, path: &Path) -> Result<TextSide> {
-        let options =
-            TextOptions { engine: engine::options(&self.parameters), ..TextOptions::default() };
+    fn open_graph(
+        &self,
+        runtime: &dyn Runtime,
+        placement: Placement,
+        path: &Path,
+    ) -> Result<TextSide> {
+        let options = TextOptions {
+            engine: engine::options(&self.parameters),
+            tokens_per_run: match placement {
+                Placement::Cpu => TextOptions::default().tokens_per_run,
+                Placement::Gpu(_) => GPU_TOKENS_PER_RUN,
+            },
+        };
         let facts = self.facts.clone();
         let encoder = TextEncoder::open_graph(path, facts, runtime, &options)?;
         Ok(TextSide { tokenizer: self.tokenizer.clone(), encoder, screen: None })

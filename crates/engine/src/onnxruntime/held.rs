@@ -52,6 +52,9 @@ pub struct RawValue(NonNull<OrtValue>);
 // SAFETY: a value is a reference-counted tensor, tied to no thread.
 unsafe impl Send for RawValue {}
 
+// SAFETY: through a shared reference its pointer is read and nothing is changed.
+unsafe impl Sync for RawValue {}
+
 impl RawValue {
     /// Takes a value over from the API.
     ///

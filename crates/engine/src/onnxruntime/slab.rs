@@ -121,6 +121,11 @@ impl<S: Slab> OnnxCache<S> {
         Ok(OnnxCache { spec: spec.clone(), bound: None, slabs, memory })
     }
 
+    /// Where the first slab begins.
+    pub(super) fn start(&self) -> usize {
+        self.slabs.first().map_or(0, |slab| slab.start() as usize)
+    }
+
     /// A value for each entry over these slots, and where a graph reads and writes it.
     pub(super) fn bind(
         &mut self,

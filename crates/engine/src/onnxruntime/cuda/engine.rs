@@ -4,6 +4,7 @@ use std::ffi::CString;
 use std::ops::Range;
 use std::path::Path;
 use std::ptr::NonNull;
+use std::sync::Arc;
 
 use imprompt_cuda::{Buffer, Feed, Pitch, Stream};
 use imprompt_error::{Error, Result};
@@ -14,6 +15,7 @@ use ort::session::Session;
 use ort::sys::{OrtIoBinding, OrtRunOptions, OrtValue};
 
 use super::held::CudaHeld;
+use super::recorded::{Key, Recorded, Recording, Way};
 use super::{ProviderOptions, device_memory};
 use crate::onnxruntime::held::{RawValue, check};
 use crate::onnxruntime::ports::Ports;
@@ -22,12 +24,17 @@ use crate::onnxruntime::slab::{OnnxCache, Rows, Slab};
 use crate::onnxruntime::status;
 use crate::{Cache, CacheSpec, Engine, EngineOptions, Held, Input, Port, TensorView};
 
+/// Free lengths are multiples of this, so that a recorded step serves many.
+const LENGTH_STEP: usize = 64;
+
 /// A session, where its inputs and outputs are, and the stream that it works on.
 #[derive(Debug)]
 pub(super) struct CudaEngine {
     /// Dropped before the session that it is of.
     binding: Binding,
     options: RunOptions,
+    /// As well: it has outputs of the session.
+    recorded: Recorded,
     session: Session,
     inputs: Ports,
     outputs: Ports,
@@ -62,6 +69,7 @@ impl CudaEngine {
             session,
             memory: device_memory(stream)?,
             feed: Feed::new(stream)?,
+            recorded: Recorded::new(options.cuda_graphs),
             stream: stream.clone(),
             name,
         })
@@ -91,7 +99,7 @@ impl CudaEngine {
                 (None, Input::View(view)) => views.push((index, *view)),
             }
         }
-        let fed = self.feed(&views)?;
+        let (addresses, fed) = self.feed(&views)?;
         for ((index, _), value) in views.iter().zip(&fed) {
             self.binding.input(&self.inputs.c_names[*index], value.pointer())?;
         }
@@ -99,11 +107,22 @@ impl CudaEngine {
             let index = self.outputs.find(name, "output")?;
             self.binding.output_on(&self.outputs.c_names[index], &self.memory)?;
         }
+        let mut key = None;
         if let Some((cache, slots)) = cache {
             let cache = cache
                 .as_any_mut()
                 .downcast_mut::<OnnxCache<Buffer>>()
                 .ok_or_else(|| Error::internal("the cache is another runtime's"))?;
+            // Inputs that other runs have made are somewhere else each time.
+            if self.recorded.is_on() && views.len() == inputs.len() {
+                let shapes = views.iter().map(|(_, view)| view.shape().to_vec());
+                let places = outputs.iter().map(|name| self.outputs.find(name, "output"));
+                key = Some(Key {
+                    inputs: addresses.iter().copied().zip(shapes).collect(),
+                    outputs: places.collect::<Result<_>>()?,
+                    cache: (cache.start(), slots.clone()),
+                });
+            }
             for ((input, output), value) in cache.bind(slots, &self.inputs, &self.outputs)? {
                 if let Some(input) = input {
                     given += 1;
@@ -120,30 +139,68 @@ impl CudaEngine {
                 self.inputs.ports.len()
             )));
         }
-        self.binding
-            .run(&mut self.session, &self.options)
-            .map_err(|error| error.context(&self.name))?;
+        let values = match key {
+            Some(key) => self.run_recorded(key)?,
+            None => self.run_plain()?,
+        };
         // The bound values are in the order they were bound in: outputs first, then the cache's,
         // which belong to the cache.
-        let made = self.binding.bound_outputs()?;
-        let held = |(value, name): (RawValue, &&str)| -> Result<Box<dyn Held>> {
-            Ok(Box::new(CudaHeld::new(value, name, &self.stream, self.session.inner())?))
+        let held = |(value, name): (Arc<RawValue>, &&str)| -> Result<Box<dyn Held>> {
+            let (session, alive) = (self.session.inner(), self.recorded.alive());
+            Ok(Box::new(CudaHeld::new(value, name, &self.stream, session, alive)?))
         };
-        if made.len() < outputs.len() {
+        if values.len() < outputs.len() {
             return Err(Error::internal(format!(
                 "a run gave {} outputs, {} were asked for",
-                made.len(),
+                values.len(),
                 outputs.len()
             )));
         }
-        made.into_iter().zip(outputs).map(held).collect()
+        values.into_iter().zip(outputs).map(held).collect()
     }
 
-    /// Values over the copies of `views` on the device.
-    fn feed(&mut self, views: &[(usize, TensorView<'_>)]) -> Result<Vec<RawValue>> {
+    /// Runs what is bound, and gives what it has made.
+    fn run_plain(&mut self) -> Result<Vec<Arc<RawValue>>> {
+        self.binding
+            .run(&mut self.session, &self.options)
+            .map_err(|error| error.context(&self.name))?;
+        Ok(self.binding.bound_outputs()?.into_iter().map(Arc::new).collect())
+    }
+
+    /// [`Self::run_plain`], as it was recorded for `key` where it was.
+    fn run_recorded(&mut self, key: Key) -> Result<Vec<Arc<RawValue>>> {
+        let recording = match self.recorded.way(&key) {
+            Way::Plain => return self.run_plain(),
+            Way::Again(recording) => recording,
+            Way::Record => {
+                let (binding, session, options) =
+                    (&mut self.binding, &mut self.session, &self.options);
+                let graph = match self.stream.record(|| binding.run(session, options)) {
+                    Ok(Some(graph)) => graph,
+                    Ok(None) => return self.run_plain(),
+                    Err(error) => {
+                        tracing::warn!("{}: steps are not recorded: {error}", self.name);
+                        self.recorded.stop();
+                        return self.run_plain();
+                    }
+                };
+                let outputs = self.binding.bound_outputs()?.into_iter().map(Arc::new).collect();
+                self.recorded.keep(key, Recording { graph, outputs })
+            }
+        };
+        // SAFETY: inputs and cache are where they were, as the key says; the outputs are kept with
+        // the recording; what it computes with in between lies in the session's arena, which frees
+        // nothing before the session goes, and no output is alive that could lie there. All of it is
+        // used by work of this stream alone.
+        unsafe { recording.graph.launch() }.map_err(|error| error.context(&self.name))?;
+        Ok(recording.outputs.clone())
+    }
+
+    /// Copies `views` to the device: where they are there, and values over that.
+    fn feed(&mut self, views: &[(usize, TensorView<'_>)]) -> Result<(Vec<u64>, Vec<RawValue>)> {
         let parts: Vec<&[u8]> = views.iter().map(|(_, view)| view.data().bytes()).collect();
-        let addresses = self.feed.load(&parts)?;
-        let value = |((_, view), address): (&(usize, TensorView<'_>), u64)| {
+        let addresses: Vec<u64> = self.feed.load(&parts)?.collect();
+        let value = |((_, view), &address): (&(usize, TensorView<'_>), &u64)| {
             let shape: Vec<i64> = view.shape().iter().map(|&length| length as i64).collect();
             let bytes = view.data().bytes().len();
             // SAFETY: the feed holds the bytes of the view there until it is loaded again, which the
@@ -153,7 +210,8 @@ impl CudaEngine {
                 RawValue::over(&self.memory, data, bytes, &shape, view.element_type())
             }
         };
-        views.iter().zip(addresses).map(value).collect()
+        let values = views.iter().zip(&addresses).map(value).collect::<Result<_>>()?;
+        Ok((addresses, values))
     }
 }
 
@@ -164,6 +222,10 @@ impl Engine for CudaEngine {
 
     fn outputs(&self) -> &[Port] {
         &self.outputs.ports
+    }
+
+    fn length_step(&self) -> usize {
+        if self.recorded.is_on() { LENGTH_STEP } else { 1 }
     }
 
     fn run(

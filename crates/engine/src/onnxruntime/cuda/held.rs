@@ -15,7 +15,7 @@ use crate::{ElementType, Held, TensorView};
 /// same stream once it is dropped.
 #[derive(Debug)]
 pub(super) struct CudaHeld {
-    value: RawValue,
+    value: Arc<RawValue>,
     element_type: ElementType,
     shape: Vec<usize>,
     address: u64,
@@ -23,15 +23,18 @@ pub(super) struct CudaHeld {
     /// A copy of it, in units that are aligned for every type.
     host: OnceLock<Vec<u64>>,
     _session: Arc<SharedSessionInner>,
+    /// Says that an output of the engine is alive.
+    _alive: Arc<()>,
 }
 
 impl CudaHeld {
-    /// Takes over the output `name` of a run of `session` on `stream`.
+    /// The output `name` of a run of `session` on `stream`.
     pub(super) fn new(
-        value: RawValue,
+        value: Arc<RawValue>,
         name: &str,
         stream: &Stream,
         session: Arc<SharedSessionInner>,
+        alive: Arc<()>,
     ) -> Result<Self> {
         let (element_type, shape) = type_and_shape(&value, name)?;
         let mut data = std::ptr::null_mut();
@@ -46,6 +49,7 @@ impl CudaHeld {
             stream: stream.clone(),
             host: OnceLock::new(),
             _session: session,
+            _alive: alive,
         })
     }
 

@@ -6,6 +6,7 @@
 
 mod engine;
 mod held;
+mod recorded;
 
 use std::ffi::{CStr, CString, c_void};
 use std::path::{Path, PathBuf};
