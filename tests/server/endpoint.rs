@@ -5,7 +5,10 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use imprompt_kserve::{InferRequest, InferResponse};
 use imprompt_package::{PackRequest, pack};
@@ -24,6 +27,12 @@ const BINARY: &str = "application/vnd.sagemaker-triton.binary+json;json-header-s
 
 /// The header that names the package.
 const TARGET_MODEL: &str = "x-amzn-sagemaker-target-model";
+
+/// How often one server may know nothing of a loaded package for a moment: [`Endpoint::infer_beside_loads`].
+const MISSES: usize = 3;
+
+/// How long a moment is: instructions, more where the loading thread loses its core amid them.
+const MOMENT: Duration = Duration::from_millis(100);
 
 /// `ensemble` of the demo repository as a package, made once.
 pub fn package(ensemble: &str) -> PathBuf {
@@ -101,6 +110,8 @@ impl Drop for Unpacked {
 /// An endpoint's container.
 pub struct Endpoint {
     pub server: Server,
+    /// Moments in which a loaded package was not found.
+    misses: AtomicUsize,
     /// The model or the repository of a server without models.
     _folder: TempDir,
 }
@@ -112,7 +123,7 @@ impl Endpoint {
         let model = folder.path().join("model");
         unpack(&package(ensemble), &model);
         let server = Server::start_sagemaker(&model, Some(ensemble));
-        Endpoint { server, _folder: folder }
+        Endpoint { server, misses: AtomicUsize::default(), _folder: folder }
     }
 
     /// A multi-model endpoint without models.
@@ -121,7 +132,7 @@ impl Endpoint {
         assert!(may_write, "{MODELS} cannot be made: run the tests through scripts/test");
         let folder = tempfile::tempdir().unwrap();
         let server = Server::start_sagemaker(folder.path(), None);
-        Endpoint { server, _folder: folder }
+        Endpoint { server, misses: AtomicUsize::default(), _folder: folder }
     }
 
     fn call(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
@@ -170,6 +181,30 @@ impl Endpoint {
         }
         let length = answer.kind.strip_prefix(BINARY).map(|length| length.parse().unwrap());
         Ok(InferResponse::from_http_body(&answer.body, length).unwrap())
+    }
+
+    /// [`Endpoint::infer`] of a loaded package while others are loaded or unloaded, without an error.
+    ///
+    /// With namespaces Triton looks the name up in a map that every load and unload assigns anew:
+    /// `LoadUnloadModels` does so under a lock which `FindModelIdentifier` does not take (core,
+    /// model_repository_manager.cc, 2.51 and later), so that for a moment any name may not be found.
+    /// A package that is gone is another matter: the front end says 404, the core that there is no
+    /// identifier, or the answer stays.
+    pub fn infer_beside_loads(&self, model: &Unpacked, request: &InferRequest) -> InferResponse {
+        let unknown = format!("Request for unknown model: '{}' is not found", model.target());
+        let unknown = Err((400, json!({"error": unknown}).to_string()));
+        let mut answer = self.infer(Some(model), request);
+        if answer == unknown {
+            let misses = self.misses.fetch_add(1, Ordering::Relaxed) + 1;
+            assert!(misses <= MISSES, "not found {misses} times: {}", model.target());
+            let missed = Instant::now();
+            answer = self.infer(Some(model), request);
+            while answer == unknown && missed.elapsed() < MOMENT {
+                thread::sleep(Duration::from_millis(1));
+                answer = self.infer(Some(model), request);
+            }
+        }
+        answer.unwrap()
     }
 
     /// A bare body, as the clients of the AWS sample send it: the status and the document, which stands

@@ -204,7 +204,7 @@ fn packages_that_come_and_go_leave_nothing_behind() {
     thread::scope(|scope| {
         scope.spawn(|| {
             while !done.load(Ordering::Relaxed) {
-                endpoint.infer(Some(&steady), &request).unwrap();
+                endpoint.infer_beside_loads(&steady, &request);
                 served.fetch_add(1, Ordering::Relaxed);
                 thread::sleep(Duration::from_millis(5));
             }
@@ -219,6 +219,7 @@ fn packages_that_come_and_go_leave_nothing_behind() {
         }
         done.store(true, Ordering::Relaxed);
     });
+    endpoint.infer(Some(&steady), &request).unwrap();
     if let Some(path) = std::env::var_os("IMPROMPT_MEMORY_CURVE") {
         let lines = curve.iter().enumerate().map(|(cycle, (memory, (files, threads)))| {
             format!("{cycle},{:.1},{files},{threads}\n", *memory as f64 / f64::from(1 << 20))
@@ -258,7 +259,7 @@ fn tens_of_packages_are_loaded_side_by_side() {
             scope.spawn(move || {
                 for package in packages {
                     assert_eq!(endpoint.load(package), (200, String::new()));
-                    endpoint.infer(Some(package), &good()).unwrap();
+                    endpoint.infer_beside_loads(package, &good());
                 }
             });
         }
