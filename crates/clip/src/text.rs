@@ -32,11 +32,14 @@ pub struct TextOptions {
     /// matrix products to be efficient, small enough for their results to stay
     /// in the processor's cache.
     pub tokens_per_run: usize,
+    /// Rows of a causal tower are run with rows of their own length, rounded up to a multiple of this.
+    /// 1 where what is computed costs more than what is asked for; more where each run costs by itself.
+    pub length_step: usize,
 }
 
 impl Default for TextOptions {
     fn default() -> Self {
-        TextOptions { engine: EngineOptions::default(), tokens_per_run: 1024 }
+        TextOptions { engine: EngineOptions::default(), tokens_per_run: 1024, length_step: 1 }
     }
 }
 
@@ -55,6 +58,7 @@ pub struct TextEncoder {
     engine: Box<dyn Engine>,
     facts: ClipFacts,
     tokens_per_run: usize,
+    length_step: usize,
     /// What the rows at work share in front; the next call often has it too.
     prefix: Prefix,
 }
@@ -97,6 +101,7 @@ impl TextEncoder {
                 check_port(inputs, "input_ids", ElementType::I64, &rows)
             }
         };
+        let is_causal = facts.family == ClipFamily::Clip;
         checked
             .and_then(|()| check_embeds(engine.as_ref(), "text_embeds", facts.projection_dim))
             .map_err(|error| error.context(path.display()))?;
@@ -104,6 +109,10 @@ impl TextEncoder {
             engine,
             facts,
             tokens_per_run: options.tokens_per_run.max(1),
+            length_step: match is_causal {
+                true => options.length_step.max(1),
+                false => 1,
+            },
             prefix: Prefix::default(),
         })
     }
@@ -135,9 +144,12 @@ impl TextEncoder {
         }
         let dimension = self.facts.projection_dim;
         let mut embeds = vec![0.0; distinct.len() * dimension];
-        for members in by_length(&distinct).values() {
-            let length = distinct[members[0]].len() - self.prefix.tokens.len();
-            for chunk in chunks(members, (self.tokens_per_run / length).max(1)) {
+        let shared = self.prefix.tokens.len();
+        let most = self.facts.context_length - shared;
+        let run_length =
+            |row: &[u32]| (row.len() - shared).next_multiple_of(self.length_step).min(most);
+        for (length, members) in by_length(&distinct, run_length) {
+            for chunk in chunks(&members, (self.tokens_per_run / length).max(1)) {
                 cancel.check()?;
                 let rows: Vec<&[u32]> = chunk.iter().map(|&index| distinct[index]).collect();
                 let found = self.run(&rows, length)?;
@@ -175,7 +187,7 @@ impl TextEncoder {
         Ok(())
     }
 
-    /// The embeddings of rows that have `length` tokens each behind the prefix.
+    /// The embeddings of rows that have up to `length` tokens each behind the prefix.
     fn run(&mut self, rows: &[&[u32]], length: usize) -> Result<Vec<f32>> {
         let outputs = self.run_tower(rows, length, &[], &["text_embeds"])?;
         let embeds = outputs.first().ok_or_else(|| Error::internal("no text_embeds"))?;
@@ -190,14 +202,20 @@ impl TextEncoder {
         outputs: &[&str],
     ) -> Result<Vec<Box<dyn Held>>> {
         let shared = self.prefix.tokens.len();
-        let input_ids: Vec<i64> =
-            rows.iter().flat_map(|row| &row[shared..]).map(|&id| i64::from(id)).collect();
+        let mut input_ids: Vec<i64> = Vec::with_capacity(rows.len() * length);
+        for row in rows {
+            let own = row.get(shared..).unwrap_or_default();
+            input_ids.extend(own.iter().map(|&id| i64::from(id)));
+            // Behind the end token stands anything: no token sees what is after it.
+            input_ids.resize(input_ids.len() + length.saturating_sub(own.len()), 0);
+        }
         if self.facts.family == ClipFamily::Siglip {
             let shape = [rows.len(), length];
             let ids = TensorView::new(&shape, &input_ids)?;
             return self.engine.run(&[("input_ids", ids.into())], outputs);
         }
-        let last_index = vec![length as i64 - 1; rows.len()];
+        let last_index: Vec<i64> =
+            rows.iter().map(|row| row.len() as i64 - shared as i64 - 1).collect();
         let ClipFacts { text_layers, text_heads, text_head_dim, .. } = self.facts;
         let prefix_shape = [text_layers, text_heads, shared, text_head_dim];
         let (ids_shape, rows_shape, kept_shape) =
@@ -263,11 +281,11 @@ fn shared_length(rows: &[&[u32]]) -> usize {
     })
 }
 
-/// The places of the rows of each length.
-fn by_length(rows: &[&[u32]]) -> BTreeMap<usize, Vec<usize>> {
+/// The places of the rows of each length that `run_length` gives.
+fn by_length(rows: &[&[u32]], run_length: impl Fn(&[u32]) -> usize) -> BTreeMap<usize, Vec<usize>> {
     let mut groups: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
     for (index, row) in rows.iter().enumerate() {
-        groups.entry(row.len()).or_default().push(index);
+        groups.entry(run_length(row)).or_default().push(index);
     }
     groups
 }
@@ -300,6 +318,13 @@ mod tests {
         assert_eq!(shared_length(&[&[1, 2], &[1, 2, 3], &[1, 2, 4]]), 1);
         assert_eq!(shared_length(&[&[1], &[1, 2]]), 0);
         assert_eq!(shared_length(&[&[1, 2], &[2, 2]]), 0);
+    }
+
+    #[test]
+    fn rows_of_about_one_length_are_run_together() {
+        let rows: [&[u32]; 4] = [&[1], &[1, 2, 3], &[1, 2, 3, 4, 5], &[7, 8, 9, 9]];
+        let groups = by_length(&rows, |row| row.len().next_multiple_of(4));
+        assert_eq!(groups, BTreeMap::from([(4, vec![0, 1, 3]), (8, vec![2])]));
     }
 
     #[test]

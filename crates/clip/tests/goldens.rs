@@ -92,7 +92,11 @@ impl Golden {
     }
 
     fn text_encoder(&self, tokens_per_run: usize) -> TextEncoder {
-        let options = TextOptions { engine: engine_options(), tokens_per_run };
+        self.text_encoder_of(tokens_per_run, 1)
+    }
+
+    fn text_encoder_of(&self, tokens_per_run: usize, length_step: usize) -> TextEncoder {
+        let options = TextOptions { engine: engine_options(), tokens_per_run, length_step };
         TextEncoder::open(self.folder.path(), self.facts.clone(), runtime(), &options).unwrap()
     }
 
@@ -201,6 +205,11 @@ fn a_text_does_not_depend_on_its_mates() {
         let mut small = golden.text_encoder(1);
         let chunked = small.encode(&golden.rows, &Uncancellable).unwrap();
         assert_close(&format!("{name} texts one a run"), &chunked, &together, 1e-6);
+        for length_step in [4, 16] {
+            let mut rounded = golden.text_encoder_of(1024, length_step);
+            let found = rounded.encode(&golden.rows, &Uncancellable).unwrap();
+            assert_close(&format!("{name} texts, lengths rounded up"), &found, &together, 1e-6);
+        }
         // The last six share a beginning, the row alone has none.
         let first = golden.rows.len() - 6;
         let shared = encoder.encode(&golden.rows[first..], &Uncancellable).unwrap();
@@ -223,6 +232,8 @@ fn a_shared_beginning_is_run_once() {
         let found = golden.text_encoder(1024).encode(rows, &Uncancellable).unwrap();
         let expected = &golden.text_embeds[first * dimension..];
         assert_close(&format!("{name} behind a prefix"), &found, expected, 1e-5);
+        let rounded = golden.text_encoder_of(64, 5).encode(rows, &Uncancellable).unwrap();
+        assert_close(&format!("{name} behind a prefix, rounded up"), &rounded, &found, 1e-6);
         let padded = golden.padded_run();
         let padded = &padded[first * dimension..];
         assert_close(&format!("{name} behind a prefix, padded"), &found, padded, 1e-5);

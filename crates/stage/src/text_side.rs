@@ -84,6 +84,9 @@ pub fn check_tokenizer(folder: &Path, facts: &ClipFacts, cleaning: Cleaning) -> 
 /// worth giving.
 const GPU_TOKENS_PER_RUN: usize = 16_384;
 
+/// Most terms have two to eight tokens: two or three runs serve all of a chain's step.
+const GPU_LENGTH_STEP: usize = 4;
+
 /// What the instances of a stage share of the text side.
 pub struct TextModel {
     folder: PathBuf,
@@ -148,11 +151,14 @@ impl TextModel {
         placement: Placement,
         path: &Path,
     ) -> Result<TextSide> {
-        let options = TextOptions {
-            engine: engine::options(&self.parameters),
-            tokens_per_run: match placement {
-                Placement::Cpu => TextOptions::default().tokens_per_run,
-                Placement::Gpu(_) => GPU_TOKENS_PER_RUN,
+        let options =
+            TextOptions { engine: engine::options(&self.parameters), ..TextOptions::default() };
+        let options = match placement {
+            Placement::Cpu => options,
+            Placement::Gpu(_) => TextOptions {
+                tokens_per_run: GPU_TOKENS_PER_RUN,
+                length_step: GPU_LENGTH_STEP,
+                ..options
             },
         };
         let facts = self.facts.clone();
