@@ -14,7 +14,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::captioner::{CaptionerFile, CaptionerModel, CaptionerStage};
 use crate::preprocess::{PreprocessFile, PreprocessModel};
-use crate::{Parameters, Request, Response, Signature, Sink, Stage, StageKind, StageModel, Tensor};
+use crate::{
+    Parameters, Request, Response, Signature, Sink, Slots, Stage, StageKind, StageModel, Tensor,
+};
 
 /// The stage file of `caption_stream`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -62,6 +64,10 @@ impl StageModel for CaptionStreamModel {
             model: self.captioner.clone(),
             captioner: None,
         }))
+    }
+
+    fn slots(&self) -> Option<&Slots> {
+        self.captioner.slots()
     }
 }
 
@@ -149,7 +155,7 @@ impl CaptionStream {
             .collect();
         let tokenizer = captioner.tokenizer();
         let mut tellings: Vec<Telling> = alive.iter().map(|_| Telling::default()).collect();
-        let outcomes = captioner.run(&asked, &mut |request, told| {
+        let mut tell = |request: usize, told: Told<'_>| {
             let (index, telling) = (alive[request], &mut tellings[request]);
             match told {
                 Told::Token(id) => {
@@ -178,7 +184,8 @@ impl CaptionStream {
                     sink.end(index, outcome);
                 }
             }
-        });
+        };
+        let outcomes = captioner.run(&asked, Some(&mut tell));
         // Those that were refused before anything was computed.
         for ((index, telling), outcome) in alive.into_iter().zip(tellings).zip(outcomes) {
             if !telling.is_done {

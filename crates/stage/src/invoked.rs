@@ -5,7 +5,7 @@
 use imprompt_error::{Error, Result};
 use imprompt_invocation::{Answer, Asked, Value};
 
-use crate::{Dtype, Request, Response, Signature, Stage, StageKind, StageModel, Tensor};
+use crate::{Dtype, Request, Response, Signature, Slots, Stage, StageKind, StageModel, Tensor};
 
 /// The input.
 pub(crate) const INVOCATION: &str = "invocation";
@@ -44,6 +44,10 @@ impl StageModel for InvokedModel {
     fn instance(&self) -> Result<Box<dyn Stage>> {
         let (inner, signature) = (self.inner.instance()?, self.signature().clone());
         Ok(Box::new(Invoked { inner, kind: self.kind, signature }))
+    }
+
+    fn slots(&self) -> Option<&Slots> {
+        self.inner.slots()
     }
 }
 

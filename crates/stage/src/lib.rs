@@ -27,6 +27,7 @@ pub mod preprocess;
 pub mod ranker;
 mod request;
 pub mod signature;
+mod slots;
 pub mod tables;
 pub mod tagger;
 pub mod text_side;
@@ -36,9 +37,11 @@ use std::path::Path;
 use imprompt_error::{Error, Result};
 use serde::{Deserialize, Serialize};
 
+pub use imprompt_caption::{Load, Watch};
 pub use parameters::Parameters;
 pub use request::{Data, Request, Response, Tensor};
 pub use signature::{Dtype, Signature, StageKind, TensorSpec};
+pub use slots::Slots;
 
 /// The file of a stage's folder that says what the stage is: `{"stage": KIND, ...}`.
 pub const STAGE_FILE: &str = "stage.json";
@@ -50,6 +53,12 @@ pub trait StageModel: Send + Sync {
 
     /// A worker of its own, with its own engine session.
     fn instance(&self) -> Result<Box<dyn Stage>>;
+
+    /// The slots that all instances share, in a stage that has such: to be watched before the
+    /// first instance is made.
+    fn slots(&self) -> Option<&Slots> {
+        None
+    }
 }
 
 /// One instance of a stage: executes one batch at a time.
