@@ -65,6 +65,9 @@ pub struct Signature {
     pub outputs: Vec<TensorSpec>,
     /// Whether a request is answered by several responses, one after the other.
     pub decoupled: bool,
+    /// Whether instances share slots, in which requests meet however they come: batches of requests
+    /// are then of use to a single instance alone.
+    pub shares_slots: bool,
 }
 
 impl Signature {
@@ -228,7 +231,9 @@ impl StageKind {
                 ],
             ),
         };
-        Signature { inputs, outputs, decoupled: self == StageKind::CaptionStream }
+        let decoupled = self == StageKind::CaptionStream;
+        let captioners = [Self::Captioner, Self::CaptionDecoder, Self::CaptionStream];
+        Signature { inputs, outputs, decoupled, shares_slots: captioners.contains(&self) }
     }
 }
 
