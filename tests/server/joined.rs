@@ -1,9 +1,9 @@
 //! Captions of several requests in one decoding loop: they join and leave step by step.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
-use imprompt_kserve::InferRequest;
+use imprompt_kserve::{InferRequest, Values};
 
 use crate::support::{eventually, good, pictures, server, with_image};
 
@@ -46,7 +46,8 @@ fn captions(count: usize, tokens: i32) -> InferRequest {
     let mut pixels = server().client().infer("preprocess", &pixels).unwrap().outputs.remove(0);
     pixels.name = "pixel_values".to_owned();
     pixels.shape[0] = count as i64;
-    pixels.data = pixels.data.repeat(count);
+    let Values::F32(values) = &mut pixels.values else { panic!("no floats") };
+    *values = values.repeat(count);
     let shape = [count as i64, 1];
     InferRequest { inputs: vec![pixels], ..InferRequest::new() }
         .i32("min_new_tokens", shape, vec![tokens; count])
@@ -57,6 +58,28 @@ fn gauge(name: &str) -> f64 {
     server().metric(&format!("{name}{{model=\"joined\""))
 }
 
+/// Runs `run` while a client asks `joined` for `request` again and again; it is told of how many
+/// answers came. A refusal is one, too: the others may take the room.
+fn while_asked(request: &InferRequest, run: impl FnOnce(&AtomicUsize)) {
+    struct Done<'a>(&'a AtomicBool);
+    impl Drop for Done<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Release);
+        }
+    }
+    let (is_done, answers) = (AtomicBool::new(false), AtomicUsize::new(0));
+    thread::scope(|scope| {
+        let _done = Done(&is_done);
+        scope.spawn(|| {
+            while !is_done.load(Ordering::Acquire) {
+                let _ = server().client().infer("joined", request);
+                answers.fetch_add(1, Ordering::AcqRel);
+            }
+        });
+        run(&answers);
+    });
+}
+
 #[test]
 fn a_late_request_joins_and_what_finds_no_room_is_refused() {
     let client = server().client();
@@ -64,32 +87,20 @@ fn a_late_request_joins_and_what_finds_no_room_is_refused() {
     let config = client.model_config("joined").unwrap();
     assert!(config["dynamic_batching"].is_null(), "{config}");
     assert_eq!(gauge("imprompt_caption_slots"), SLOTS as f64);
-    let (full, seven, short) = (captions(SLOTS, 110), captions(SLOTS - 1, 110), captions(1, 2));
-    let (joined, refused) = (AtomicBool::new(false), AtomicBool::new(false));
-    thread::scope(|scope| {
-        // Long requests one after the other, until a short one was done before one that it met.
-        let running = AtomicBool::new(false);
-        scope.spawn(|| {
-            while !joined.load(Ordering::Acquire) {
-                running.store(true, Ordering::Release);
-                client.infer("joined", &seven).unwrap();
-                running.store(false, Ordering::Release);
-            }
-            while !refused.load(Ordering::Acquire) {
-                // The short one may be there, and then has the room.
-                let _ = client.infer("joined", &full);
-            }
-        });
+    let short = captions(1, 2);
+    while_asked(&captions(SLOTS - 1, 110), |answers| {
         eventually("a short request is done before an earlier long one", || {
+            let before = answers.load(Ordering::Acquire);
             let met = gauge("imprompt_caption_slots_in_use") > 0.0;
             client.infer("joined", &short).unwrap();
-            let done = met && running.load(Ordering::Acquire);
-            joined.fetch_or(done, Ordering::AcqRel) || done
+            met && answers.load(Ordering::Acquire) == before
         });
+    });
+    while_asked(&captions(SLOTS, 110), |_| {
         eventually("a short request finds no room", || {
             let code = client.infer("joined", &short).map_err(|error| error.code());
             assert!(matches!(code, Ok(_) | Err(Some(503))), "{code:?}");
-            refused.fetch_or(code.is_err(), Ordering::AcqRel) || code.is_err()
+            code.is_err()
         });
     });
     let unavailable = "imprompt_request_errors{kind=\"unavailable\",model=\"joined\"";

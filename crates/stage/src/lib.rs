@@ -51,7 +51,8 @@ pub trait StageModel: Send + Sync {
     /// Names, types and shapes of the inputs and outputs.
     fn signature(&self) -> &Signature;
 
-    /// A worker of its own, with its own engine session.
+    /// A worker of its own, with its own engine session, or a share in one where the stage has
+    /// [`Self::slots`].
     fn instance(&self) -> Result<Box<dyn Stage>>;
 
     /// The slots that all instances share, in a stage that has such: to be watched before the

@@ -8,7 +8,7 @@ use imprompt_error::{Error, Result};
 /// name; unknown keys are refused.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Parameters {
-    /// Threads of one instance's engine session, and of its passes over label tables; 0: one a core.
+    /// Threads of one engine session, and of its passes over label tables; 0: one a core.
     pub threads: usize,
     /// Whether imprompt's own kernels compute what they can; 0 leaves all to the engine.
     pub kernels: bool,

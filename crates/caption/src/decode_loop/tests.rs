@@ -362,6 +362,24 @@ fn those_that_wait_are_given_up_as_well() {
 }
 
 #[test]
+fn a_caller_that_goes_leaves_no_work_behind() {
+    let runs = Arc::new(AtomicUsize::new(0));
+    let counted = runs.clone();
+    let (decode_loop, _) = start(2, 0, move || {
+        counted.fetch_add(1, Ordering::Relaxed);
+        thread::sleep(Duration::from_millis(2));
+        Fault::None
+    });
+    let members = [1, 2].map(|prompt| member(of_length(prompt, 60), &Uncancellable)).into();
+    let mut tell = |_: usize, _: Told<'_>| resume_unwind(Box::new("the caller goes"));
+    let call = AssertUnwindSafe(|| decode_loop.generate(members, Some(&mut tell)));
+    assert!(catch_unwind(call).is_err());
+    until("its slots are free", || decode_loop.in_flight() == 0);
+    let runs = runs.load(Ordering::Relaxed);
+    assert!(runs < 50, "{runs} runs for nobody");
+}
+
+#[test]
 fn a_panic_costs_those_under_way_and_the_model_is_opened_again() {
     let (panics, opened) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
     let befall: Arc<dyn Fn() -> Fault + Send + Sync> = {
