@@ -67,7 +67,8 @@ typedef enum TRITONSERVER_errorcode_enum {
 } TRITONSERVER_Error_Code;
 
 typedef enum TRITONSERVER_metrickind_enum {
-  TRITONSERVER_METRIC_KIND_COUNTER = 0
+  TRITONSERVER_METRIC_KIND_COUNTER = 0,
+  TRITONSERVER_METRIC_KIND_GAUGE = 1
 } TRITONSERVER_MetricKind;
 
 typedef enum tritonserver_requestreleaseflag_enum {
@@ -116,6 +117,8 @@ struct TRITONSERVER_Error* TRITONSERVER_MetricNew(
 struct TRITONSERVER_Error* TRITONSERVER_MetricDelete(
     struct TRITONSERVER_Metric* metric);
 struct TRITONSERVER_Error* TRITONSERVER_MetricIncrement(
+    struct TRITONSERVER_Metric* metric, double value);
+struct TRITONSERVER_Error* TRITONSERVER_MetricSet(
     struct TRITONSERVER_Metric* metric, double value);
 
 /* The backend. */

@@ -15,6 +15,7 @@ mod families;
 mod generation;
 mod goldens;
 mod hostile;
+mod joined;
 mod library;
 mod lifecycle;
 mod package;

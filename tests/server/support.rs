@@ -258,6 +258,9 @@ fn test_models() -> TempDir {
     preprocess_model(folder.path(), "limited", limits);
     let deadline = "parameters { key: \"deadline_ms\" value { string_value: \"1\" } }";
     copy_model(folder.path(), "captioner", "impatient", deadline);
+    let joined = "instance_group { count: 3 kind: KIND_CPU } \
+         parameters { key: \"max_waiting_captions\" value { string_value: \"0\" } }";
+    copy_model(folder.path(), "captioner", "joined", joined);
     folder
 }
 

@@ -79,7 +79,7 @@ pub(super) unsafe fn describe(attributes: *mut TRITONBACKEND_BackendAttribute) -
             0,
         )
     })?;
-    // SAFETY: the caller's word. Instances share nothing that opening one would change.
+    // SAFETY: the caller's word. What instances share, the first opens while the others wait.
     check("BackendAttributeSetParallelModelInstanceLoading", unsafe {
         sys::TRITONBACKEND_BackendAttributeSetParallelModelInstanceLoading(attributes, true)
     })

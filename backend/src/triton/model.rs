@@ -22,7 +22,7 @@ const CONFIG_VERSION: u32 = 1;
 /// What the instances of a model share. They keep it alive.
 pub(super) struct ModelState {
     pub(super) stage: Arc<dyn StageModel>,
-    pub(super) metrics: Option<ModelMetrics>,
+    pub(super) metrics: Option<Arc<ModelMetrics>>,
 }
 
 /// `TRITONBACKEND_ModelInitialize`. Called for several models at once.
@@ -43,7 +43,7 @@ pub(super) unsafe fn initialize(model: *mut TRITONBACKEND_Model) -> Result<()> {
     let config = unsafe { complete_config(model, config, &*stage) }?;
     config::check(&config, stage.signature())?;
     // SAFETY: as above.
-    let metrics = unsafe { metrics(model, backend) }?;
+    let metrics = unsafe { metrics(model, backend, &*stage) }?;
     let shared = state::give(Arc::new(ModelState { stage, metrics }));
     // SAFETY: as above; on success Triton keeps the state for `finalize`.
     let kept = check("ModelSetState", unsafe { sys::TRITONBACKEND_ModelSetState(model, shared) });
@@ -158,14 +158,19 @@ unsafe fn version(model: *mut TRITONBACKEND_Model) -> Result<u64> {
 unsafe fn metrics(
     model: *mut TRITONBACKEND_Model,
     backend: &BackendState,
-) -> Result<Option<ModelMetrics>> {
+    stage: &dyn StageModel,
+) -> Result<Option<Arc<ModelMetrics>>> {
     let Some(families) = &backend.metrics else { return Ok(None) };
     let mut name = ptr::null();
     // SAFETY: as in `backend_state`; the name lives as long as the model. It labels
-    // the counters; the stage never sees it.
+    // the metrics; the stage never sees it.
     let (name, version) = unsafe {
         check("ModelName", sys::TRITONBACKEND_ModelName(model, &mut name))?;
         (text(name), version(model)?)
     };
-    families.model(&name, version).map(Some)
+    let metrics = Arc::new(families.model(&name, version)?);
+    if let Some(slots) = stage.slots() {
+        slots.watch(Box::new(families.slots(&name, version, metrics.clone())?));
+    }
+    Ok(Some(metrics))
 }

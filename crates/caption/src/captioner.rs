@@ -1,16 +1,19 @@
 //! A caption model: its graphs, and batches of pictures through them.
 
+use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
 
-use imprompt_engine::{Cache, CacheSpec, Engine, EngineOptions, Held, Input, Runtime, TensorView};
+use imprompt_engine::{CacheSpec, Engine, EngineOptions, Held, Input, Runtime, TensorView};
 use imprompt_error::{Cancellation, Error, Result};
+use imprompt_graph::CaptionFacts;
 use imprompt_graph::captioner::{DECODER_GRAPH, MEMORY_GRAPH, QFORMER_GRAPH};
-use imprompt_graph::{CaptionFacts, QFormerTextFacts};
 
-use crate::decoder::{Decoder, DecoderModel, Prompt, cache_spec, memory_length, padded};
+use crate::admission::{Admission, Newcomer};
+use crate::decoder::{Decoder, HeldLogits, Prompt, cache_spec, memory_length, padded};
 use crate::generation::GenerationOptions;
 use crate::pictures::{PictureEncoder, check_ports, one};
-use crate::scheduler::{Event, Limits, Scheduler, Sequence, Stop};
+use crate::scheduler::{Event, Limits, Model, Scheduler, Stop};
 
 /// One picture and what shall be said about it.
 #[derive(Clone, Copy)]
@@ -49,6 +52,9 @@ pub enum Told<'a> {
     End(&'a Result<Generated>),
 }
 
+/// Hears what is [`Told`] of a member, by its place in its batch.
+pub type Tell<'a> = dyn FnMut(usize, Told<'_>) + 'a;
+
 /// How a captioner shall run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CaptionerOptions {
@@ -78,20 +84,22 @@ impl Default for CaptionerOptions {
 /// The first input of a decoder's cache.
 const KEY: &str = "past_key_values.0.key";
 
-/// A caption model, ready to run. One instance captions one batch at a time.
+/// A caption model, ready to run. It captions one batch at a time; several callers share a
+/// [`SharedCaptioner`](crate::SharedCaptioner).
 #[derive(Debug)]
 pub struct Captioner {
-    facts: CaptionFacts,
+    pub(crate) admission: Arc<Admission>,
+    pub(crate) engines: Engines,
+}
+
+/// The graphs of a captioner, as the scheduler's model.
+#[derive(Debug)]
+pub(crate) struct Engines {
+    facts: Arc<CaptionFacts>,
     encoder: Option<PictureEncoder>,
     /// The Q-Former, where it reads the text.
     reader: Option<Box<dyn Engine>>,
-    memory: Option<Box<dyn Engine>>,
-    decoder: Box<dyn Engine>,
-    cache: Box<dyn Cache>,
-    limits: Limits,
-    positions: Vec<i64>,
-    max_text: usize,
-    recompute: bool,
+    decoder: Decoder,
 }
 
 impl Captioner {
@@ -108,10 +116,13 @@ impl Captioner {
         runtime: &dyn Runtime,
         options: &CaptionerOptions,
     ) -> Result<Self> {
+        let picture_len = 3 * facts.image_size * facts.image_size;
         // First what refuses options that leave no room, before anything is opened.
-        let decoder = Self::open_decoder(folder, facts, runtime, options)?;
-        let encoder = PictureEncoder::open(folder, &decoder.facts, runtime, &options.engine)?;
-        Ok(Captioner { encoder: Some(encoder), ..decoder })
+        let mut captioner = Self::open_reading(folder, facts, runtime, options, picture_len)?;
+        let facts = captioner.facts();
+        let encoder = PictureEncoder::open(folder, facts, runtime, &options.engine)?;
+        captioner.engines.encoder = Some(encoder);
+        Ok(captioner)
     }
 
     /// [`Self::open`] without the image encoder: its pictures are encoded elsewhere.
@@ -123,6 +134,18 @@ impl Captioner {
         facts: CaptionFacts,
         runtime: &dyn Runtime,
         options: &CaptionerOptions,
+    ) -> Result<Self> {
+        let [positions, width] = facts.encoded_shape();
+        Self::open_reading(folder, facts, runtime, options, positions * width)
+    }
+
+    /// All but the image encoder; a picture that comes has `picture_len` values.
+    fn open_reading(
+        folder: &Path,
+        facts: CaptionFacts,
+        runtime: &dyn Runtime,
+        options: &CaptionerOptions,
+        picture_len: usize,
     ) -> Result<Self> {
         let prefix = facts.prefix_positions();
         let max_length = prefix
@@ -152,24 +175,20 @@ impl Captioner {
             eos_token_ids: facts.eos_token_ids.clone(),
         };
         let memory_picture = facts.memory.as_ref().map_or(0, |memory| memory.picture_positions);
-        Ok(Captioner {
-            facts,
-            encoder: None,
-            reader,
-            memory,
-            decoder,
-            cache,
-            limits,
-            positions: (0..max_length.max(memory_length) as i64).collect(),
-            max_text: memory_length - memory_picture,
-            recompute: options.recompute,
-        })
+        let positions = max_length.max(memory_length);
+        let facts = Arc::new(facts);
+        let decoder = Decoder::new(memory, decoder, cache, facts.clone(), positions);
+        let decoder = if options.recompute { decoder.recomputing() } else { decoder };
+        let max_text = memory_length - memory_picture;
+        let admission = Admission { facts: facts.clone(), limits, picture_len, max_text };
+        let engines = Engines { facts, encoder: None, reader, decoder };
+        Ok(Captioner { admission: Arc::new(admission), engines })
     }
 
     /// What the model is.
     #[must_use]
     pub fn facts(&self) -> &CaptionFacts {
-        &self.facts
+        &self.admission.facts
     }
 
     /// Captions a batch, each member with its own outcome, which does not depend
@@ -190,15 +209,33 @@ impl Captioner {
     pub fn caption_streaming(
         &mut self,
         batch: &[CaptionRequest<'_>],
-        tell: &mut dyn FnMut(usize, Told<'_>),
+        tell: &mut Tell<'_>,
     ) -> Vec<Result<Generated>> {
-        let mut outcomes: Vec<Option<Result<Generated>>> =
-            batch.iter().map(|request| self.refusal(request).err().map(Err)).collect();
-        let members: Vec<usize> =
-            (0..batch.len()).filter(|member| outcomes[*member].is_none()).collect();
-        if let Err(error) = self.generate(batch, &members, tell, &mut outcomes) {
-            for member in members {
-                outcomes[member].get_or_insert_with(|| Err(error.clone()));
+        let mut scheduler = Scheduler::new(self.admission.limits.clone());
+        let mut outcomes: Vec<Option<Result<Generated>>> = Vec::with_capacity(batch.len());
+        for (member, request) in batch.iter().enumerate() {
+            let submitted = self
+                .admission
+                .sequence(request)
+                .and_then(|sequence| scheduler.submit(member, sequence));
+            outcomes.push(submitted.err().map(Err));
+        }
+        let mut ids: Vec<Vec<u32>> = vec![Vec::new(); batch.len()];
+        let mut check = |member: usize| batch[member].cancel.check();
+        while !scheduler.is_idle() {
+            for event in scheduler.tick(&mut self.engines, &mut check) {
+                match event {
+                    Event::Token(member, id) => {
+                        tell(member, Told::Token(id));
+                        ids[member].push(id);
+                    }
+                    Event::Finished(member, outcome) => {
+                        let ids = std::mem::take(&mut ids[member]);
+                        let outcome = outcome.map(|stop| Generated { ids, stop });
+                        tell(member, Told::End(&outcome));
+                        outcomes[member] = Some(outcome);
+                    }
+                }
             }
         }
         let lost = || Err(Error::internal("a caption was lost"));
@@ -213,6 +250,17 @@ impl Captioner {
     /// `Internal` when the pictures are not of that shape or texts are missing; what
     /// the engine reports.
     pub fn encode<'a>(
+        &mut self,
+        pictures: usize,
+        values: &'a [f32],
+        texts: &[&[u32]],
+    ) -> Result<Encoded<'a>> {
+        self.engines.encode(pictures, values, texts)
+    }
+}
+
+impl Engines {
+    fn encode<'a>(
         &mut self,
         pictures: usize,
         values: &'a [f32],
@@ -239,142 +287,36 @@ impl Captioner {
         ];
         Ok(Encoded::Held(one(reader.run(&inputs, &["query_embeds"])?)?))
     }
+}
 
-    /// Values of a [`CaptionRequest::picture`].
-    fn picture_len(&self) -> usize {
-        let [positions, width] = self.facts.encoded_shape();
-        let size = self.facts.image_size;
-        if self.encoder.is_some() { 3 * size * size } else { positions * width }
-    }
+impl Model for Engines {
+    type Prompt = Newcomer;
+    type Logits = HeldLogits;
 
-    /// Why a request is refused before anything is computed.
-    fn refusal(&self, request: &CaptionRequest<'_>) -> Result<()> {
-        if request.picture.len() != self.picture_len() {
-            return Err(Error::invalid(format!(
-                "the picture has {} values, {} are needed",
-                request.picture.len(),
-                self.picture_len()
-            )));
-        }
-        let prompt = Prompt::new(&self.facts, request.prompt_ids);
-        let ids = prompt.text_ids(&self.facts);
-        if ids.is_empty() {
-            return Err(Error::invalid(match request.prompt_ids {
-                None => "this model answers questions: a text is needed".to_owned(),
-                Some(ids) => format!(
-                    "the text has {} tokens, at least {} are needed",
-                    ids.len(),
-                    self.facts.text.dropped + 1
-                ),
-            }));
-        }
-        if let Some(id) = ids.iter().find(|id| **id as usize >= self.facts.vocabulary) {
-            return Err(Error::invalid(format!(
-                "the text has token id {id}, ids below {} are allowed",
-                self.facts.vocabulary
-            )));
-        }
-        if self.facts.memory_holds_text() && ids.len() > self.max_text {
-            return Err(Error::invalid(format!(
-                "the text has {} tokens, at most {} are allowed",
-                ids.len(),
-                self.max_text
-            )));
-        }
-        if let Some(facts) = self.facts.qformer_text {
-            check_qformer_ids(facts, request.qformer_ids.unwrap_or_default())?;
-        }
-        request.cancel.check()
-    }
-
-    fn generate(
-        &mut self,
-        batch: &[CaptionRequest<'_>],
-        members: &[usize],
-        tell: &mut dyn FnMut(usize, Told<'_>),
-        outcomes: &mut [Option<Result<Generated>>],
-    ) -> Result<()> {
-        let mut scheduler = Scheduler::new(self.limits.clone());
-        let mut accepted = Vec::with_capacity(members.len());
-        for &member in members {
-            // The picture comes when it is known which ones are worth encoding.
-            let prompt = Prompt::new(&self.facts, batch[member].prompt_ids);
-            let positions = prompt.positions(&self.facts);
-            match self.limits.fit(positions, &batch[member].options) {
-                Ok(()) => accepted.push((member, prompt, positions)),
-                Err(error) => outcomes[member] = Some(Err(error)),
-            }
-        }
+    /// Encodes the pictures of those that start, together, and reads their prompts.
+    fn prefill(&mut self, slots: Range<usize>, newcomers: &[Newcomer]) -> Result<HeldLogits> {
+        // One sequence, the usual case, is not copied.
         let joined: Vec<f32>;
-        let values = match accepted.as_slice() {
-            [] => return Ok(()),
-            [(member, ..)] => batch[*member].picture,
+        let pictures = match newcomers {
+            [one] => &one.picture,
             many => {
-                joined =
-                    many.iter().flat_map(|(member, ..)| batch[*member].picture).copied().collect();
+                joined = many.iter().flat_map(|newcomer| &newcomer.picture).copied().collect();
                 &joined
             }
         };
-        let texts: Vec<&[u32]> = accepted
-            .iter()
-            .map(|(member, ..)| batch[*member].qformer_ids.unwrap_or_default())
-            .collect();
-        let encoded = self.encode(accepted.len(), values, &texts)?;
-        let size = self.facts.picture_positions * self.facts.picture_width;
-        let pictures = encoded.as_slice()?.chunks_exact(size);
-        for ((member, prompt, positions), picture) in accepted.into_iter().zip(pictures) {
-            let sequence = Sequence {
-                context: prompt.context(&self.facts),
-                prompt: Prompt { picture, ..prompt },
-                length: positions,
-                options: batch[member].options,
-            };
-            scheduler.submit(member, sequence)?;
-        }
-        let decoder = Decoder {
-            memory: self.memory.as_mut(),
-            engine: self.decoder.as_mut(),
-            cache: self.cache.as_mut(),
-            facts: &self.facts,
-            positions: &self.positions,
-        };
-        let mut model = DecoderModel::new(decoder, self.recompute);
-        let mut ids: Vec<Vec<u32>> = vec![Vec::new(); batch.len()];
-        while !scheduler.is_idle() {
-            for event in scheduler.tick(&mut model, &mut |member| batch[member].cancel.check()) {
-                match event {
-                    Event::Token(member, id) => {
-                        tell(member, Told::Token(id));
-                        ids[member].push(id);
-                    }
-                    Event::Finished(member, outcome) => {
-                        let ids = std::mem::take(&mut ids[member]);
-                        let outcome = outcome.map(|stop| Generated { ids, stop });
-                        tell(member, Told::End(&outcome));
-                        outcomes[member] = Some(outcome);
-                    }
-                }
-            }
-        }
-        Ok(())
+        let texts: Vec<&[u32]> =
+            newcomers.iter().map(|newcomer| newcomer.qformer_ids.as_slice()).collect();
+        let prompts: Vec<&Prompt> = newcomers.iter().map(|newcomer| &newcomer.prompt).collect();
+        let encoded = self.encode(newcomers.len(), pictures, &texts)?;
+        self.decoder.prefill(slots, encoded.as_slice()?, &prompts)
     }
-}
 
-/// Refuses a text that the Q-Former cannot read.
-fn check_qformer_ids(facts: QFormerTextFacts, ids: &[u32]) -> Result<()> {
-    if ids.is_empty() || ids.len() > facts.max_tokens {
-        return Err(Error::invalid(format!(
-            "the text has {} tokens for the Q-Former, 1 to {} are allowed",
-            ids.len(),
-            facts.max_tokens
-        )));
+    fn step(&mut self, lengths: &[usize], tokens: &[u32]) -> Result<HeldLogits> {
+        self.decoder.step(lengths, tokens)
     }
-    match ids.iter().find(|id| **id as usize >= facts.vocabulary) {
-        None => Ok(()),
-        Some(id) => Err(Error::invalid(format!(
-            "the text has token id {id} for the Q-Former, ids below {} are allowed",
-            facts.vocabulary
-        ))),
+
+    fn copy_slot(&mut self, from: usize, to: usize, length: usize) -> Result<()> {
+        self.decoder.copy_slot(from, to, length)
     }
 }
 

@@ -1,32 +1,31 @@
-//! The decoder graph with its cache, as the scheduler's [`Model`].
+//! The decoder graph with its cache, in the runs that the scheduler wants.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use imprompt_engine::{Cache, CacheSpec, Engine, Held, Input, SlotLength, TensorView};
 use imprompt_error::{Error, Result};
 use imprompt_graph::{CaptionFacts, CaptionFamily};
 
-use crate::scheduler::{Logits, Model};
+use crate::scheduler::Logits;
 
-/// What a sequence starts from.
+/// The text that a sequence starts from.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Prompt<'a> {
-    /// The picture as `[picture_positions, picture_width]`.
-    pub(crate) picture: &'a [f32],
+pub(crate) struct Prompt {
     /// The text's token ids where it stands in the memory, else none.
     pub(crate) memory_ids: Vec<u32>,
     /// The token ids that the decoder starts with, at least one.
     pub(crate) ids: Vec<u32>,
 }
 
-impl<'a> Prompt<'a> {
-    /// What a model of `facts` makes of a text's token ids; the picture comes
-    /// later. The ids are empty where the model needs a text and has none.
+impl Prompt {
+    /// What a model of `facts` makes of a text's token ids. The ids are empty where
+    /// the model needs a text and has none.
     pub(crate) fn new(facts: &CaptionFacts, text: Option<&[u32]>) -> Self {
         let read = facts.text.read(text);
         match facts.memory_holds_text() {
-            false => Prompt { picture: &[], memory_ids: Vec::new(), ids: read },
-            true => Prompt { picture: &[], memory_ids: read, ids: vec![facts.bos_token_id] },
+            false => Prompt { memory_ids: Vec::new(), ids: read },
+            true => Prompt { memory_ids: read, ids: vec![facts.bos_token_id] },
         }
     }
 
@@ -35,7 +34,7 @@ impl<'a> Prompt<'a> {
         if facts.memory_holds_text() { &self.memory_ids } else { &self.ids }
     }
 
-    /// Positions it takes in the decoder.
+    /// Positions it takes in the decoder, the picture's included.
     pub(crate) fn positions(&self, facts: &CaptionFacts) -> usize {
         facts.prefix_positions() + self.ids.len()
     }
@@ -67,19 +66,43 @@ impl Logits for HeldLogits {
     }
 }
 
-/// The engines of a decoder, and the slots of their cache.
+/// The engines of a decoder, the slots of their cache and what is in them.
 #[derive(Debug)]
-pub(crate) struct Decoder<'c> {
+pub(crate) struct Decoder {
     /// The memory graph, where the model has one.
-    pub(crate) memory: Option<&'c mut Box<dyn Engine>>,
+    memory: Option<Box<dyn Engine>>,
     /// The decoder graph.
-    pub(crate) engine: &'c mut dyn Engine,
+    engine: Box<dyn Engine>,
     /// The slots.
-    pub(crate) cache: &'c mut dyn Cache,
+    cache: Box<dyn Cache>,
     /// The model.
-    pub(crate) facts: &'c CaptionFacts,
+    facts: Arc<CaptionFacts>,
     /// 0, 1, ... up to the length of a slot or of its memory, the longer one.
-    pub(crate) positions: &'c [i64],
+    positions: Vec<i64>,
+    /// The memory of each slot in use.
+    memories: Vec<SlotMemory>,
+    /// Sequences started so far.
+    started: u64,
+    /// Where every step computes the whole sequence anew: the sequences.
+    histories: Option<Vec<History>>,
+}
+
+/// What is in a slot's memory.
+#[derive(Clone, Debug)]
+struct SlotMemory {
+    /// Tells sequences apart.
+    sequence: u64,
+    /// Its positions.
+    length: usize,
+}
+
+/// All that a sequence is.
+#[derive(Clone, Debug)]
+struct History {
+    /// The picture as `[picture_positions, picture_width]`.
+    picture: Vec<f32>,
+    /// The prompt and what was said.
+    prompt: Prompt,
 }
 
 /// What one run appends, a row for each sequence.
@@ -92,13 +115,39 @@ struct Appended<'a> {
     memory_lengths: &'a [i64],
 }
 
-impl<'c> Decoder<'c> {
+impl Decoder {
+    /// `positions` are as many as a slot or its memory has, whichever has more.
+    pub(crate) fn new(
+        memory: Option<Box<dyn Engine>>,
+        engine: Box<dyn Engine>,
+        cache: Box<dyn Cache>,
+        facts: Arc<CaptionFacts>,
+        positions: usize,
+    ) -> Self {
+        Decoder {
+            memory,
+            engine,
+            cache,
+            facts,
+            positions: (0..positions as i64).collect(),
+            memories: Vec::new(),
+            started: 0,
+            histories: None,
+        }
+    }
+
+    /// The same, but what is in the cache before a step is not read.
+    pub(crate) fn recomputing(mut self) -> Self {
+        self.histories = Some(Vec::new());
+        self
+    }
+
     /// Writes the memory of the sequences in `slots`, where there is one.
     fn write_memory(
         &mut self,
         slots: Range<usize>,
         pictures: &[f32],
-        prompts: &[Prompt<'_>],
+        prompts: &[&Prompt],
     ) -> Result<()> {
         let (Some(engine), Some(memory)) = (&mut self.memory, &self.facts.memory) else {
             return Ok(());
@@ -115,18 +164,19 @@ impl<'c> Decoder<'c> {
             inputs.push(("input_ids", TensorView::new(&token_shape, &input_ids)?.into()));
             inputs.push(("lengths", TensorView::new(&batch_shape, &lengths)?.into()));
         }
-        engine.run_with_cache(&inputs, &[], self.cache, slots)?;
+        engine.run_with_cache(&inputs, &[], self.cache.as_mut(), slots)?;
         Ok(())
     }
 
-    /// The first `length` positions of a slot, or as many more as the engine would rather have. What
+    /// As many positions of a slot as `length`, or as many more as the engine would rather have: what
     /// is behind them is masked.
-    fn positions_of(&self, cache: &str, length: usize) -> Result<&'c [i64]> {
+    fn looked_at(&self, cache: &str, length: usize) -> usize {
         let step = self.engine.length_step();
         let entries = self.cache.spec().entries.iter();
         let mut lengths = entries.filter(|entry| entry.input.starts_with(cache));
         let most = lengths.next().map_or(length, |entry| entry.max_length);
-        first(self.positions, length.next_multiple_of(step).min(most).max(length))
+        let most = most.min(self.positions.len());
+        length.next_multiple_of(step).min(most).max(length)
     }
 
     fn run(&mut self, slots: Range<usize>, batch: &Appended<'_>) -> Result<HeldLogits> {
@@ -134,10 +184,10 @@ impl<'c> Decoder<'c> {
         let tokens = batch.input_ids.len() / sequences;
         let prefix = batch.picture_embeds.len() / sequences / self.facts.picture_width;
         let start = batch.write_index.iter().max().copied().unwrap_or(0);
-        let key_positions =
-            self.positions_of("past_key_values.", start as usize + prefix + tokens)?;
+        let keys = self.looked_at("past_key_values.", start as usize + prefix + tokens);
+        let key_positions = first(&self.positions, keys)?;
         let seen = batch.memory_lengths.iter().max().copied().unwrap_or(0);
-        let memory_positions = self.positions_of("memory.", seen as usize)?;
+        let memory_positions = first(&self.positions, self.looked_at("memory.", seen as usize))?;
         let picture_shape = [sequences, prefix, self.facts.picture_width];
         let (token_shape, batch_shape) = ([sequences, tokens], [sequences]);
         let (key_shape, memory_shape) = ([key_positions.len()], [memory_positions.len()]);
@@ -158,37 +208,105 @@ impl<'c> Decoder<'c> {
             inputs.push(("memory_positions", positions.into()));
         }
         self.engine
-            .run_with_cache(&inputs, &["logits"], self.cache, slots)?
+            .run_with_cache(&inputs, &["logits"], self.cache.as_mut(), slots)?
             .pop()
             .map(HeldLogits)
             .ok_or_else(|| Error::internal("the decoder gave no logits"))
     }
 
-    /// Starts the sequences of `prompts` in `slots`.
-    fn prefill(&mut self, slots: Range<usize>, prompts: &[Prompt<'_>]) -> Result<HeldLogits> {
-        // One sequence, the usual case, is not copied.
-        let joined: Vec<f32>;
-        let pictures = match prompts {
-            [one] => one.picture,
-            many => {
-                joined = many.iter().flat_map(|prompt| prompt.picture).copied().collect();
-                &joined
-            }
-        };
+    /// Computes the sequences of `prompts`, each behind its picture, in `slots`.
+    fn compute(
+        &mut self,
+        slots: Range<usize>,
+        pictures: &[f32],
+        prompts: &[&Prompt],
+    ) -> Result<HeldLogits> {
         self.write_memory(slots.clone(), pictures, prompts)?;
         let (input_ids, _) = padded(prompts.iter().map(|prompt| prompt.ids.as_slice()));
         let memory_lengths: Vec<i64> = match self.facts.memory_holds_text() {
-            true => prompts.iter().map(|p| p.memory_positions(self.facts) as i64).collect(),
+            true => prompts.iter().map(|p| p.memory_positions(&self.facts) as i64).collect(),
             false => Vec::new(),
         };
         let batch = Appended {
             picture_embeds: if self.facts.memory.is_none() { pictures } else { &[] },
             input_ids,
             write_index: vec![0; prompts.len()],
-            lengths: prompts.iter().map(|p| p.positions(self.facts) as i64).collect(),
+            lengths: prompts.iter().map(|p| p.positions(&self.facts) as i64).collect(),
             memory_lengths: &memory_lengths,
         };
         self.run(slots, &batch)
+    }
+
+    /// Starts the sequences of `prompts` in `slots`; `pictures` are f32 `[sequences,
+    /// picture_positions, picture_width]`.
+    pub(crate) fn prefill(
+        &mut self,
+        slots: Range<usize>,
+        pictures: &[f32],
+        prompts: &[&Prompt],
+    ) -> Result<HeldLogits> {
+        self.memories.truncate(slots.start);
+        for prompt in prompts {
+            self.started += 1;
+            let length = prompt.memory_positions(&self.facts);
+            self.memories.push(SlotMemory { sequence: self.started, length });
+        }
+        if let Some(histories) = &mut self.histories {
+            histories.truncate(slots.start);
+            let size = self.facts.picture_positions * self.facts.picture_width;
+            for (prompt, picture) in prompts.iter().zip(pictures.chunks_exact(size)) {
+                let prompt = Prompt::clone(prompt);
+                histories.push(History { picture: picture.to_vec(), prompt });
+            }
+        }
+        self.compute(slots, pictures, prompts)
+    }
+
+    /// As [`crate::scheduler::Model::step`] has it.
+    pub(crate) fn step(&mut self, lengths: &[usize], tokens: &[u32]) -> Result<HeldLogits> {
+        if let Some(mut histories) = self.histories.take() {
+            histories.truncate(tokens.len());
+            for (history, token) in histories.iter_mut().zip(tokens) {
+                history.prompt.ids.push(*token);
+            }
+            let pictures: Vec<f32> =
+                histories.iter().flat_map(|history| &history.picture).copied().collect();
+            let prompts: Vec<&Prompt> = histories.iter().map(|history| &history.prompt).collect();
+            let logits = self.compute(0..tokens.len(), &pictures, &prompts);
+            self.histories = Some(histories);
+            return logits;
+        }
+        self.memories.truncate(tokens.len());
+        let memory_lengths: Vec<i64> = match self.facts.memory_holds_text() {
+            true => self.memories.iter().map(|memory| memory.length as i64).collect(),
+            false => Vec::new(),
+        };
+        let batch = Appended {
+            picture_embeds: &[],
+            input_ids: tokens.iter().map(|id| i64::from(*id)).collect(),
+            write_index: lengths.iter().map(|length| *length as i64).collect(),
+            lengths: vec![1; tokens.len()],
+            memory_lengths: &memory_lengths,
+        };
+        self.run(0..tokens.len(), &batch)
+    }
+
+    /// As [`crate::scheduler::Model::copy_slot`] has it.
+    pub(crate) fn copy_slot(&mut self, from: usize, to: usize, length: usize) -> Result<()> {
+        if let Some(histories) = &mut self.histories {
+            let history = histories[from].clone();
+            place(histories, to, history);
+            return Ok(());
+        }
+        let memory = self.memories[from].clone();
+        let same = self.memories.get(to).is_some_and(|there| there.sequence == memory.sequence);
+        let length = SlotLength {
+            positions: length,
+            // The beams of a sequence have the same.
+            memory: if same { 0 } else { memory.length },
+        };
+        place(&mut self.memories, to, memory);
+        self.cache.copy_slot(from, to, length)
     }
 }
 
@@ -210,103 +328,11 @@ pub(crate) fn padded<'r>(rows: impl Iterator<Item = &'r [u32]> + Clone) -> (Vec<
     (ids, longest)
 }
 
-impl<'c, 'p> Model for DecoderModel<'c, 'p> {
-    type Prompt = Prompt<'p>;
-    type Logits = HeldLogits;
-
-    fn prefill(&mut self, slots: Range<usize>, prompts: &[Prompt<'p>]) -> Result<HeldLogits> {
-        self.memories.truncate(slots.start);
-        for prompt in prompts {
-            self.started += 1;
-            let length = prompt.memory_positions(self.decoder.facts);
-            self.memories.push(SlotMemory { sequence: self.started, length });
-        }
-        if let Some(histories) = &mut self.histories {
-            histories.truncate(slots.start);
-            histories.extend_from_slice(prompts);
-        }
-        self.decoder.prefill(slots, prompts)
-    }
-
-    fn step(&mut self, lengths: &[usize], tokens: &[u32]) -> Result<HeldLogits> {
-        if let Some(histories) = &mut self.histories {
-            histories.truncate(tokens.len());
-            for (history, token) in histories.iter_mut().zip(tokens) {
-                history.ids.push(*token);
-            }
-            return self.decoder.prefill(0..tokens.len(), histories);
-        }
-        self.memories.truncate(tokens.len());
-        let memory_lengths: Vec<i64> = match self.decoder.facts.memory_holds_text() {
-            true => self.memories.iter().map(|memory| memory.length as i64).collect(),
-            false => Vec::new(),
-        };
-        let batch = Appended {
-            picture_embeds: &[],
-            input_ids: tokens.iter().map(|id| i64::from(*id)).collect(),
-            write_index: lengths.iter().map(|length| *length as i64).collect(),
-            lengths: vec![1; tokens.len()],
-            memory_lengths: &memory_lengths,
-        };
-        self.decoder.run(0..tokens.len(), &batch)
-    }
-
-    fn copy_slot(&mut self, from: usize, to: usize, length: usize) -> Result<()> {
-        if let Some(histories) = &mut self.histories {
-            let history = histories[from].clone();
-            place(histories, to, history);
-            return Ok(());
-        }
-        let memory = self.memories[from].clone();
-        let same = self.memories.get(to).is_some_and(|there| there.sequence == memory.sequence);
-        let length = SlotLength {
-            positions: length,
-            // The beams of a sequence have the same.
-            memory: if same { 0 } else { memory.length },
-        };
-        place(&mut self.memories, to, memory);
-        self.decoder.cache.copy_slot(from, to, length)
-    }
-}
-
 /// Puts `value` at `slot`, the next one at most: slots are taken in their order.
 fn place<T>(slots: &mut Vec<T>, slot: usize, value: T) {
     match slots.get_mut(slot) {
         Some(place) => *place = value,
         None => slots.push(value),
-    }
-}
-
-/// What is in a slot's memory.
-#[derive(Clone, Debug)]
-struct SlotMemory {
-    /// Tells sequences apart.
-    sequence: u64,
-    /// Its positions.
-    length: usize,
-}
-
-/// A [`Decoder`] as the scheduler sees it.
-#[derive(Debug)]
-pub(crate) struct DecoderModel<'c, 'p> {
-    decoder: Decoder<'c>,
-    /// The memory of each slot in use.
-    memories: Vec<SlotMemory>,
-    /// Sequences started so far.
-    started: u64,
-    /// Where every step computes the whole sequence anew: the sequences.
-    histories: Option<Vec<Prompt<'p>>>,
-}
-
-impl<'c, 'p> DecoderModel<'c, 'p> {
-    /// With `recompute`, what is in the cache before a step is not read.
-    pub(crate) fn new(decoder: Decoder<'c>, recompute: bool) -> Self {
-        DecoderModel {
-            decoder,
-            memories: Vec::new(),
-            started: 0,
-            histories: recompute.then(Vec::new),
-        }
     }
 }
 

@@ -162,13 +162,21 @@ pub struct Scheduler<P> {
     active: Vec<Active>,
     /// Whose each slot is, up to the last one in use; none only within a tick.
     owners: Vec<Option<Ticket>>,
+    /// Whether the last run started sequences.
+    has_started: bool,
 }
 
 impl<P> Scheduler<P> {
     /// A scheduler without sequences.
     #[must_use]
     pub fn new(limits: Limits) -> Self {
-        Scheduler { limits, waiting: VecDeque::new(), active: Vec::new(), owners: Vec::new() }
+        Scheduler {
+            limits,
+            waiting: VecDeque::new(),
+            active: Vec::new(),
+            owners: Vec::new(),
+            has_started: false,
+        }
     }
 
     /// Queues a sequence. `ticket` is not in use.
@@ -196,10 +204,29 @@ impl<P> Scheduler<P> {
         self.owners.len()
     }
 
+    /// The sequences that wait for slots, in their order.
+    pub fn waiting(&self) -> impl ExactSizeIterator<Item = Ticket> {
+        self.waiting.iter().map(|waiting| waiting.ticket)
+    }
+
+    /// Forgets the sequences under way, whose model is gone. Those that wait go on waiting.
+    pub fn abandon(&mut self) {
+        self.active.clear();
+        self.owners.clear();
+        self.has_started = false;
+    }
+
+    /// Forgets all sequences.
+    pub fn clear(&mut self) {
+        self.waiting.clear();
+        self.abandon();
+    }
+
     /// One step boundary and one run of the model: sequences for which `check`
     /// fails end with its error; if there are slots for the first that waits, those
-    /// start that there are slots for; else every sequence grows by a token. An error of
-    /// the model ends the sequences that took part in the run.
+    /// start that there are slots for; else every sequence grows by a token. Between two
+    /// starts the sequences under way take a step, so that none stands still
+    /// while others come and go. An error of the model ends the sequences that took part in the run.
     pub fn tick<M: Model<Prompt = P>>(
         &mut self,
         model: &mut M,
@@ -207,7 +234,9 @@ impl<P> Scheduler<P> {
     ) -> Vec<Event> {
         let mut events = Vec::new();
         self.drop_cancelled(model, check, &mut events);
-        let count = self.startable();
+        let must_step = self.has_started && !self.active.is_empty();
+        let count = if must_step { 0 } else { self.startable() };
+        self.has_started = count > 0;
         if count > 0 {
             self.start(model, count, &mut events);
         } else if !self.active.is_empty() {

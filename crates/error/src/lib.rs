@@ -8,6 +8,11 @@
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+mod guard;
+
+pub use guard::catch;
 
 /// What kind of failure it is. Each host (Triton, the command) maps a kind to
 /// its own code in one table.
@@ -130,6 +135,12 @@ pub trait Cancellation: Sync {
     /// An error of [`Kind::Cancelled`] once [`Self::is_cancelled`].
     fn check(&self) -> Result<()> {
         if self.is_cancelled() { Err(Error::cancelled()) } else { Ok(()) }
+    }
+
+    /// From when on the request counts as given up whatever the client does, for one who
+    /// works on another thread and cannot ask.
+    fn deadline(&self) -> Option<Instant> {
+        None
     }
 }
 

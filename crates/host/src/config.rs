@@ -55,7 +55,9 @@ pub fn complete(config: &Value, signature: &Signature) -> Option<Value> {
         completed["max_batch_size"] = MAX_BATCH_SIZE.into();
     }
     let schedulers = ["dynamic_batching", "sequence_batching", "ensemble_scheduling"];
-    if schedulers.iter().all(|scheduler| config[scheduler].is_null()) {
+    // Several instances that share slots would make requests of a batch wait for one another.
+    let batches = !signature.shares_slots || instances(config) < 2;
+    if batches && schedulers.iter().all(|scheduler| config[scheduler].is_null()) {
         // No max_queue_size: with any queue policy Triton stops prefetching, and then a
         // request that comes in the moment an instance ends waits up to 500 ms.
         completed["dynamic_batching"] = json!({});
@@ -64,6 +66,12 @@ pub fn complete(config: &Value, signature: &Signature) -> Option<Value> {
         completed["model_transaction_policy"] = json!({ "decoupled": true });
     }
     (completed != *config).then_some(completed)
+}
+
+/// How many instances `config` asks for.
+fn instances(config: &Value) -> i64 {
+    let count = |group: &Value| group["count"].as_i64().unwrap_or(1).max(1);
+    list(config, "instance_group").iter().map(count).sum()
 }
 
 fn is_decoupled(config: &Value) -> bool {
@@ -206,6 +214,20 @@ mod tests {
                    "optional": true, "allow_ragged_batch": true})
         );
         assert_eq!(tagger["dynamic_batching"], json!({}));
+    }
+
+    #[test]
+    fn instances_that_share_slots_need_no_batches_of_requests() {
+        let batches = |kind: StageKind, groups: Value| {
+            let config = json!({ "instance_group": groups });
+            complete(&config, &kind.signature()).unwrap()["dynamic_batching"] == json!({})
+        };
+        for kind in [StageKind::Captioner, StageKind::CaptionDecoder, StageKind::CaptionStream] {
+            assert!(!batches(kind, json!([{ "count": 8 }])));
+            assert!(!batches(kind, json!([{ "count": 1 }, { "kind": "KIND_CPU" }])));
+            assert!(batches(kind, json!([{ "count": 1 }])) && batches(kind, json!([])));
+        }
+        assert!(batches(StageKind::Ranker, json!([{ "count": 8 }])));
     }
 
     #[test]

@@ -5,13 +5,12 @@
 
 pub mod config;
 mod gather;
-mod guard;
 mod memory_words;
 mod scatter;
 mod worker;
 
 pub use gather::{RawInput, gather};
-pub use guard::catch;
+pub use imprompt_error::catch;
 pub use memory_words::client_message;
 pub use scatter::wanted_outputs;
 pub use worker::{Outcome, Worker};

@@ -10,6 +10,10 @@ use imprompt_stage::ensemble::{Ensemble, Step};
 use imprompt_stage::signature::MAX_BATCH_SIZE;
 use imprompt_stage::{Parameters, Signature, StageKind, TensorSpec};
 
+/// Requests that may be in a captioner at a time: twice as many as its cache has slots, so that who
+/// gets one that becomes free is there already.
+const JOINED_REQUESTS: usize = 2 * MAX_BATCH_SIZE;
+
 /// The sizes (`None` is written as -1) and the kind of probability that a certain pair of models
 /// has.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -108,6 +112,9 @@ pub fn stage_config(kind: StageKind, sizes: &Sizes, has: Models, computing: Comp
         match kind {
             StageKind::Preprocess => "Instances decode side by side.",
             StageKind::Invocation | StageKind::Answer => "It takes microseconds: one will do.",
+            _ if signature.shares_slots => {
+                "Instances share one captioner and its KV cache: as many requests are joined at a time."
+            }
             _ => "Each instance has an engine session of its own; the weights are shared.",
         },
     );
@@ -121,15 +128,25 @@ pub fn stage_config(kind: StageKind, sizes: &Sizes, has: Models, computing: Comp
         }
         false => "KIND_CPU",
     };
-    let _ = writeln!(out, "instance_group [ {{ count: 1 kind: {device} }} ]\n");
-    // No queue policy: with any, Triton stops prefetching, and a request that comes in the moment
-    // an instance ends its batch may wait for 500 ms (docs/backend.md has the measurement).
-    comment(
-        &mut out,
-        "Requests that wait are run together. `default_queue_policy { max_queue_size: N }`",
-    );
-    comment(&mut out, "bounds their number, at a price in latency: docs/backend.md.");
-    out.push_str("dynamic_batching { }\n\n");
+    let count = if signature.shares_slots { JOINED_REQUESTS } else { 1 };
+    let _ = writeln!(out, "instance_group [ {{ count: {count} kind: {device} }} ]\n");
+    if signature.shares_slots {
+        comment(
+            &mut out,
+            "No dynamic_batching: requests meet in the captioner, step by step. Those of a batch",
+        );
+        comment(&mut out, "would wait for one another.");
+        out.push('\n');
+    } else {
+        // No queue policy: with any, Triton stops prefetching, and a request that comes in the moment
+        // an instance ends its batch may wait for 500 ms (docs/backend.md has the measurement).
+        comment(
+            &mut out,
+            "Requests that wait are run together. `default_queue_policy { max_queue_size: N }`",
+        );
+        comment(&mut out, "bounds their number, at a price in latency: docs/backend.md.");
+        out.push_str("dynamic_batching { }\n\n");
+    }
     if signature.decoupled {
         comment(&mut out, "A request is answered piece by piece.");
         out.push_str("model_transaction_policy { decoupled: true }\n\n");
@@ -275,6 +292,7 @@ fn ensemble_purpose(name: &str) -> &'static str {
 fn parameters(kind: StageKind, threads: usize) -> Vec<(&'static str, String, &'static str)> {
     let default = Parameters::default();
     let session = ("threads", threads.to_string(), "Threads of one instance; 0: one a core.");
+    let shared = ("threads", threads.to_string(), "Threads of the captioner; 0: one a core.");
     let text = (
         "max_text_bytes",
         default.max_text_bytes.to_string(),
@@ -284,6 +302,11 @@ fn parameters(kind: StageKind, threads: usize) -> Vec<(&'static str, String, &'s
         "deadline_ms",
         default.deadline_ms.to_string(),
         "Milliseconds after which a request is given up between two steps; 0: never.",
+    );
+    let waiting = (
+        "max_waiting_captions",
+        default.max_waiting_captions.to_string(),
+        "Captions that may wait for slots; more are refused as unavailable.",
     );
     let picture = [
         (
@@ -304,14 +327,13 @@ fn parameters(kind: StageKind, threads: usize) -> Vec<(&'static str, String, &'s
         StageKind::Invocation => vec![picture[0].clone(), labels, text],
         StageKind::Preprocess => picture.to_vec(),
         StageKind::CaptionStream => {
-            [vec![session], picture.to_vec(), vec![text, deadline]].concat()
+            [vec![shared], picture.to_vec(), vec![text, waiting, deadline]].concat()
         }
         StageKind::ClipImage => vec![session],
         StageKind::CaptionVision => vec![session, text],
         StageKind::ClipText => vec![session, text],
-        StageKind::Captioner | StageKind::CaptionDecoder | StageKind::Ranker => {
-            vec![session, text, deadline]
-        }
+        StageKind::Captioner | StageKind::CaptionDecoder => vec![shared, text, waiting, deadline],
+        StageKind::Ranker => vec![session, text, deadline],
         StageKind::Tagger => vec![
             session,
             text,
@@ -364,6 +386,12 @@ mod tests {
             .unwrap()
             .filter(|entry| entry.as_ref().unwrap().file_type().unwrap().is_dir());
         assert_eq!(folders.count(), configs.len());
+    }
+
+    #[test]
+    fn a_request_of_every_instance_finds_room_in_the_queue() {
+        let most = Parameters::default().max_waiting_captions + MAX_BATCH_SIZE;
+        assert!(JOINED_REQUESTS * MAX_BATCH_SIZE <= most);
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! the same code.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use imprompt_caption::Told;
 use imprompt_error::{Error, Result};
@@ -15,7 +15,8 @@ use serde::{Deserialize, Serialize};
 use crate::captioner::{CaptionerFile, CaptionerModel, CaptionerStage};
 use crate::preprocess::{PreprocessFile, PreprocessModel};
 use crate::{
-    Parameters, Placement, Request, Response, Signature, Sink, Stage, StageKind, StageModel, Tensor,
+    Parameters, Placement, Request, Response, Signature, Sink, Slots, Stage, StageKind, StageModel,
+    Tensor,
 };
 
 /// The stage file of `caption_stream`.
@@ -29,9 +30,17 @@ pub struct CaptionStreamFile {
 }
 
 pub(crate) struct CaptionStreamModel {
-    preprocess: PreprocessModel,
-    captioner: Arc<CaptionerModel>,
+    shared: Arc<Shared>,
     signature: Signature,
+}
+
+/// What the instances share.
+struct Shared {
+    preprocess: PreprocessModel,
+    /// One picture is decoded at a time, however many instances there are: memory for more would
+    /// gain little. None while it is in use, and after a panic.
+    decoding: Mutex<Option<Box<dyn Stage>>>,
+    captioner: CaptionerModel,
 }
 
 impl CaptionStreamModel {
@@ -45,11 +54,13 @@ impl CaptionStreamModel {
             caption_preprocessor: Some(file.caption_preprocessor),
         };
         let captioner = CaptionerFile { facts: file.facts };
-        Ok(CaptionStreamModel {
+        let shared = Shared {
             preprocess: PreprocessModel::open(folder, &preprocess, parameters)?,
-            captioner: Arc::new(CaptionerModel::open(folder, captioner, parameters)?),
-            signature: StageKind::CaptionStream.signature(),
-        })
+            decoding: Mutex::default(),
+            captioner: CaptionerModel::open(folder, captioner, parameters)?,
+        };
+        let signature = StageKind::CaptionStream.signature();
+        Ok(CaptionStreamModel { shared: Arc::new(shared), signature })
     }
 }
 
@@ -59,18 +70,16 @@ impl StageModel for CaptionStreamModel {
     }
 
     fn instance(&self, placement: Placement) -> Result<Box<dyn Stage>> {
-        Ok(Box::new(CaptionStream {
-            preprocess: self.preprocess.instance(placement)?,
-            model: self.captioner.clone(),
-            captioner: None,
-            placement,
-        }))
+        Ok(Box::new(CaptionStream { shared: self.shared.clone(), captioner: None, placement }))
+    }
+
+    fn slots(&self) -> Option<&Slots> {
+        self.shared.captioner.slots()
     }
 }
 
 struct CaptionStream {
-    preprocess: Box<dyn Stage>,
-    model: Arc<CaptionerModel>,
+    shared: Arc<Shared>,
     /// Opened by the first request: who never streams has no second captioner in memory.
     captioner: Option<CaptionerStage>,
     placement: Placement,
@@ -118,7 +127,7 @@ impl CaptionStream {
     fn run(&mut self, requests: &[Request<'_>], sink: &mut dyn Sink, in_pieces: bool) {
         // The requests that have pixels, and these.
         let (mut alive, mut pixels) = (Vec::new(), Vec::new());
-        for (index, outcome) in self.pixels(requests).into_iter().enumerate() {
+        for (index, outcome) in self.shared.pixels(requests).into_iter().enumerate() {
             match outcome {
                 Ok(tensor) => {
                     alive.push(index);
@@ -132,7 +141,7 @@ impl CaptionStream {
         }
         let captioner = match &mut self.captioner {
             Some(captioner) => captioner,
-            closed => match self.model.stage(self.placement) {
+            closed => match self.shared.captioner.stage(self.placement) {
                 Ok(captioner) => closed.insert(captioner),
                 Err(error) => {
                     alive.into_iter().for_each(|index| sink.end(index, Err(error.clone())));
@@ -153,7 +162,7 @@ impl CaptionStream {
             .collect();
         let tokenizer = captioner.tokenizer();
         let mut tellings: Vec<Telling> = alive.iter().map(|_| Telling::default()).collect();
-        let outcomes = captioner.run(&asked, &mut |request, told| {
+        let mut tell = |request: usize, told: Told<'_>| {
             let (index, telling) = (alive[request], &mut tellings[request]);
             match told {
                 Told::Token(id) => {
@@ -182,7 +191,8 @@ impl CaptionStream {
                     sink.end(index, outcome);
                 }
             }
-        });
+        };
+        let outcomes = captioner.run(&asked, Some(&mut tell));
         // Those that were refused before anything was computed.
         for ((index, telling), outcome) in alive.into_iter().zip(tellings).zip(outcomes) {
             if !telling.is_done {
@@ -190,28 +200,39 @@ impl CaptionStream {
             }
         }
     }
+}
 
+impl Shared {
     /// The pixel values of each request's one picture.
-    fn pixels(&mut self, requests: &[Request<'_>]) -> Vec<Result<Tensor<'static>>> {
-        let outcome = |request: &Request<'_>| {
-            if request.batch != 1 {
-                return Err(Error::invalid(format!(
-                    "input `image`: {} pictures, 1 a stream is allowed",
-                    request.batch
-                )));
-            }
-            let inputs = request.input("image").map(|image| image.renamed("image"));
-            let request = Request {
-                batch: 1,
-                inputs: inputs.into_iter().collect(),
-                outputs: None,
-                cancellation: request.cancellation,
-            };
-            let lost = || Err(Error::internal("a picture was left out"));
-            let mut response = self.preprocess.execute(&[request]).pop().unwrap_or_else(lost)?;
-            response.pop().ok_or_else(|| Error::internal("a picture has no pixels"))
+    fn pixels(&self, requests: &[Request<'_>]) -> Vec<Result<Tensor<'static>>> {
+        requests.iter().map(|request| self.pixels_of(request)).collect()
+    }
+
+    fn pixels_of(&self, request: &Request<'_>) -> Result<Tensor<'static>> {
+        if request.batch != 1 {
+            return Err(Error::invalid(format!(
+                "input `image`: {} pictures, 1 a stream is allowed",
+                request.batch
+            )));
+        }
+        let inputs = request.input("image").map(|image| image.renamed("image"));
+        let request = Request {
+            batch: 1,
+            inputs: inputs.into_iter().collect(),
+            outputs: None,
+            cancellation: request.cancellation,
         };
-        requests.iter().map(outcome).collect()
+        let mut decoding = self.decoding.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut stage = match decoding.take() {
+            Some(stage) => stage,
+            None => self.preprocess.instance(Placement::Cpu)?,
+        };
+        let response = stage.execute(&[request]).pop();
+        *decoding = Some(stage);
+        drop(decoding);
+        let lost = || Err(Error::internal("a picture was left out"));
+        let mut response = response.unwrap_or_else(lost)?;
+        response.pop().ok_or_else(|| Error::internal("a picture has no pixels"))
     }
 }
 

@@ -2,9 +2,11 @@
 //! `caption_decoder` is what is left of it behind a `caption_vision`.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use imprompt_caption::{CaptionRequest, Captioner, CaptionerOptions, GenerationOptions, Told};
+use imprompt_caption::{
+    CaptionRequest, Captioner, CaptionerOptions, GenerationOptions, SharedCaptioner, Tell, Told,
+};
 use imprompt_error::{Error, Result};
 use imprompt_graph::CaptionFacts;
 use imprompt_interrogate::Mode;
@@ -16,6 +18,7 @@ use crate::engine;
 use crate::generation::Asked;
 use crate::modes::mode;
 use crate::signature::MAX_BATCH_SIZE;
+use crate::slots::Slots;
 use crate::{
     Parameters, Placement, Request, Response, Signature, Stage, StageKind, StageModel, Tensor,
 };
@@ -70,6 +73,9 @@ struct Shared {
 pub(crate) struct CaptionerModel {
     shared: Arc<Shared>,
     signature: Signature,
+    slots: Arc<Slots>,
+    /// What the instances of each placement share, opened by the first that needs it.
+    captioners: Mutex<Vec<(Placement, Arc<SharedCaptioner>)>>,
 }
 
 impl CaptionerModel {
@@ -116,7 +122,12 @@ impl CaptionerModel {
             qformer_tokenizer,
             parameters: parameters.clone(),
         };
-        Ok(CaptionerModel { shared: Arc::new(shared), signature })
+        Ok(CaptionerModel {
+            shared: Arc::new(shared),
+            signature,
+            slots: Arc::default(),
+            captioners: Mutex::default(),
+        })
     }
 }
 
@@ -128,26 +139,30 @@ impl StageModel for CaptionerModel {
     fn instance(&self, placement: Placement) -> Result<Box<dyn Stage>> {
         Ok(Box::new(self.stage(placement)?))
     }
+
+    fn slots(&self) -> Option<&Slots> {
+        Some(&self.slots)
+    }
 }
 
 impl CaptionerModel {
     /// [`StageModel::instance`], for a stage that has a captioner of its own.
     pub(crate) fn stage(&self, placement: Placement) -> Result<CaptionerStage> {
-        let shared = self.shared.clone();
-        let runtime = engine::runtime(&shared.parameters, placement)?;
-        let facts = shared.facts.clone();
-        let options = CaptionerOptions {
-            engine: engine::options(&shared.parameters),
-            slots: MAX_BATCH_SIZE,
-            max_text_positions: shared.parameters.max_caption_positions,
-            ..CaptionerOptions::default()
+        // Others wait while it is opened. Nothing is half done where that fails.
+        let mut captioners = self.captioners.lock().unwrap_or_else(PoisonError::into_inner);
+        let captioner = match captioners.iter().find(|(placed, _)| *placed == placement) {
+            Some((_, captioner)) => captioner.clone(),
+            None => {
+                let shared = self.shared.clone();
+                let most = shared.parameters.max_waiting_captions;
+                let open = move || shared.open(placement);
+                let opened = SharedCaptioner::open(open, most, self.slots.clone())?;
+                let opened = Arc::new(opened);
+                captioners.push((placement, opened.clone()));
+                opened
+            }
         };
-        let open = match shared.picture {
-            Picture::PixelValues => Captioner::open,
-            Picture::Embeds => Captioner::open_decoder,
-        };
-        let captioner = open(&shared.folder, facts, &*runtime, &options)?;
-        Ok(CaptionerStage { shared, captioner })
+        Ok(CaptionerStage { shared: self.shared.clone(), captioner })
     }
 }
 
@@ -156,12 +171,13 @@ impl CaptionerModel {
 /// # Errors
 /// As [`crate::open`].
 pub fn alone(folder: &Path, file: CaptionerFile, parameters: &Parameters) -> Result<Captioner> {
-    Ok(CaptionerModel::open(folder, file, parameters)?.stage(parameters.placement)?.captioner)
+    CaptionerModel::open(folder, file, parameters)?.shared.open(parameters.placement)
 }
 
+/// An instance: it asks the captioner that all of them share.
 pub(crate) struct CaptionerStage {
     shared: Arc<Shared>,
-    captioner: Captioner,
+    captioner: Arc<SharedCaptioner>,
 }
 
 /// What is said of one item of a request.
@@ -178,7 +194,7 @@ enum Item {
 
 impl Stage for CaptionerStage {
     fn execute(&mut self, requests: &[Request<'_>]) -> Vec<Result<Response>> {
-        self.run(requests, &mut |_, _| ())
+        self.run(requests, None)
     }
 }
 
@@ -188,11 +204,12 @@ impl CaptionerStage {
         self.shared.tokenizer.clone()
     }
 
-    /// [`Stage::execute`]; `tell` hears of each item that is generated, by its request.
+    /// [`Stage::execute`]; `tell` hears of each item that is generated, by its request, on
+    /// this thread.
     pub(crate) fn run(
         &mut self,
         requests: &[Request<'_>],
-        tell: &mut dyn FnMut(usize, Told<'_>),
+        tell: Option<&mut Tell<'_>>,
     ) -> Vec<Result<Response>> {
         let read: Vec<Result<(&[f32], Vec<Item>)>> =
             requests.iter().map(|request| self.shared.read(request)).collect();
@@ -220,8 +237,14 @@ impl CaptionerStage {
                 }
             }
         }
-        let mut tell = |member: usize, told: Told<'_>| tell(owners[member], told);
-        let mut generated = self.captioner.caption_streaming(&batch, &mut tell).into_iter();
+        let generated = match tell {
+            None => self.captioner.caption(&batch, &owners, None),
+            Some(tell) => {
+                let mut tell = |member: usize, told: Told<'_>| tell(owners[member], told);
+                self.captioner.caption(&batch, &owners, Some(&mut tell))
+            }
+        };
+        let mut generated = generated.into_iter();
         drop(batch);
 
         let tokenizer = &self.shared.tokenizer;
@@ -249,6 +272,21 @@ impl CaptionerStage {
 }
 
 impl Shared {
+    fn open(&self, placement: Placement) -> Result<Captioner> {
+        let runtime = engine::runtime(&self.parameters, placement)?;
+        let options = CaptionerOptions {
+            engine: engine::options(&self.parameters),
+            slots: MAX_BATCH_SIZE,
+            max_text_positions: self.parameters.max_caption_positions,
+            ..CaptionerOptions::default()
+        };
+        let open = match self.picture {
+            Picture::PixelValues => Captioner::open,
+            Picture::Embeds => Captioner::open_decoder,
+        };
+        open(&self.folder, self.facts.clone(), &*runtime, &options)
+    }
+
     fn picture_len(&self) -> usize {
         self.picture.shape(&self.facts).into_iter().product()
     }

@@ -40,6 +40,10 @@ impl Cancellation for Deadline<'_> {
         }
         self.inner.check()
     }
+
+    fn deadline(&self) -> Option<Instant> {
+        self.end.into_iter().chain(self.inner.deadline()).min()
+    }
 }
 
 #[cfg(test)]
@@ -52,7 +56,9 @@ mod tests {
         let deadline = Deadline::new(&Uncancellable, 1);
         std::thread::sleep(Duration::from_millis(2));
         assert_eq!(deadline.check().unwrap_err().kind(), Kind::DeadlineExceeded);
+        assert!(deadline.deadline().unwrap() < Instant::now());
         assert!(Deadline::new(&Uncancellable, 0).check().is_ok());
+        assert_eq!(Deadline::new(&Uncancellable, 0).deadline(), None);
     }
 
     #[test]

@@ -5,7 +5,9 @@
 use imprompt_error::{Error, Result};
 use imprompt_invocation::{Answer, Asked, Value};
 
-use crate::{Dtype, Placement, Request, Response, Signature, Stage, StageKind, StageModel, Tensor};
+use crate::{
+    Dtype, Placement, Request, Response, Signature, Slots, Stage, StageKind, StageModel, Tensor,
+};
 
 /// The input.
 pub(crate) const INVOCATION: &str = "invocation";
@@ -44,6 +46,10 @@ impl StageModel for InvokedModel {
     fn instance(&self, placement: Placement) -> Result<Box<dyn Stage>> {
         let (inner, signature) = (self.inner.instance(placement)?, self.signature().clone());
         Ok(Box::new(Invoked { inner, kind: self.kind, signature }))
+    }
+
+    fn slots(&self) -> Option<&Slots> {
+        self.inner.slots()
     }
 }
 

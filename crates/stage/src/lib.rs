@@ -28,6 +28,7 @@ pub mod preprocess;
 pub mod ranker;
 mod request;
 pub mod signature;
+mod slots;
 pub mod tables;
 pub mod tagger;
 pub mod text_side;
@@ -37,10 +38,12 @@ use std::path::Path;
 use imprompt_error::{Error, Result};
 use serde::{Deserialize, Serialize};
 
+pub use imprompt_caption::{Load, Watch};
 pub use parameters::Parameters;
 pub use placement::{GpuEngine, Placement};
 pub use request::{Data, Request, Response, Tensor};
 pub use signature::{Dtype, Signature, StageKind, TensorSpec};
+pub use slots::Slots;
 
 /// The file of a stage's folder that says what the stage is: `{"stage": KIND, ...}`.
 pub const STAGE_FILE: &str = "stage.json";
@@ -50,13 +53,20 @@ pub trait StageModel: Send + Sync {
     /// Names, types and shapes of the inputs and outputs.
     fn signature(&self) -> &Signature;
 
-    /// A worker of its own, with its own engine session, that computes where `placement` says. A
-    /// stage without engines computes on the processor whatever it says.
+    /// A worker of its own, with its own engine session, or a share in one where the stage has
+    /// [`Self::slots`], that computes where `placement` says. A stage without engines computes on
+    /// the processor whatever it says.
     ///
     /// # Errors
     /// What the engines say of the graphs; `NotFound` and `Unsupported` where there is no such GPU,
     /// or nothing that runs the graphs there.
     fn instance(&self, placement: Placement) -> Result<Box<dyn Stage>>;
+
+    /// The slots that all instances share, in a stage that has such: to be watched before the
+    /// first instance is made.
+    fn slots(&self) -> Option<&Slots> {
+        None
+    }
 }
 
 /// One instance of a stage: executes one batch at a time.

@@ -10,7 +10,7 @@ use crate::{GpuEngine, Placement};
 /// name; unknown keys are refused.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Parameters {
-    /// Threads of one instance's engine session, and of its passes over label tables; 0: one a core.
+    /// Threads of one engine session, and of its passes over label tables; 0: one a core.
     pub threads: usize,
     /// Whether imprompt's own kernels compute what they can; 0 leaves all to the engine.
     pub kernels: bool,
@@ -44,6 +44,8 @@ pub struct Parameters {
     pub label_cache_size: usize,
     /// Positions of a caption's prompt and new tokens together that memory is kept for.
     pub max_caption_positions: usize,
+    /// Most captions that wait for a slot of the KV cache, besides as many as there are slots.
+    pub max_waiting_captions: usize,
     /// Milliseconds after which a request is given up between two steps; 0: never.
     pub deadline_ms: u64,
 }
@@ -67,6 +69,7 @@ impl Default for Parameters {
             max_text_bytes: 4_096,
             label_cache_size: 65_536,
             max_caption_positions: 512,
+            max_waiting_captions: 128,
             deadline_ms: 0,
         }
     }
@@ -74,7 +77,7 @@ impl Default for Parameters {
 
 impl Parameters {
     /// The keys that [`Self::set`] knows.
-    pub const KEYS: [&'static str; 15] = [
+    pub const KEYS: [&'static str; 16] = [
         "threads",
         "kernels",
         "screen",
@@ -89,6 +92,7 @@ impl Parameters {
         "max_text_bytes",
         "label_cache_size",
         "max_caption_positions",
+        "max_waiting_captions",
         "deadline_ms",
     ];
 
@@ -111,6 +115,7 @@ impl Parameters {
             "max_caption_positions" => {
                 self.max_caption_positions = number(key, value, 2, 65_536)?;
             }
+            "max_waiting_captions" => self.max_waiting_captions = number(key, value, 0, 4_096)?,
             "deadline_ms" => self.deadline_ms = number(key, value, 0, 86_400_000)?,
             _ => {
                 return Err(Error::bad_model(format!(

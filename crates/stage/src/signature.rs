@@ -67,6 +67,9 @@ pub struct Signature {
     pub decoupled: bool,
     /// Whether its instances can compute on a GPU.
     pub on_gpu: bool,
+    /// Whether instances share slots, in which requests meet however they come: batches of requests
+    /// are then of use to a single instance alone.
+    pub shares_slots: bool,
 }
 
 impl Signature {
@@ -236,11 +239,13 @@ impl StageKind {
                 ],
             ),
         };
+        let captioners = [Self::Captioner, Self::CaptionDecoder, Self::CaptionStream];
         Signature {
             inputs,
             outputs,
             decoupled: self == StageKind::CaptionStream,
             on_gpu: self.has_engines(),
+            shares_slots: captioners.contains(&self),
         }
     }
 }

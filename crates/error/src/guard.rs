@@ -2,7 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use imprompt_error::{Error, Result};
+use crate::{Error, Result};
 
 /// Runs `run`; a panic becomes an error of kind `Internal` that says where
 /// (`what`) but not why: a panic's message may hold text of a request.
@@ -24,7 +24,7 @@ pub fn catch<T>(what: &str, run: impl FnOnce() -> Result<T>) -> Result<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use imprompt_error::Kind;
+    use crate::Kind;
     use std::panic::panic_any;
 
     struct PanicsWhenDropped;

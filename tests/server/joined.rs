@@ -1,0 +1,111 @@
+//! Captions of several requests in one decoding loop: they join and leave step by step.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+
+use imprompt_kserve::{InferRequest, Values};
+
+use crate::support::{eventually, good, pictures, server, with_image};
+
+/// Slots of a captioner's cache.
+const SLOTS: usize = 8;
+
+#[test]
+fn callers_at_once_get_the_captions_that_each_gets_alone() {
+    let texts = [None, Some("a picture of"), None, Some("a")];
+    let requests: Vec<InferRequest> = pictures(8)
+        .into_iter()
+        .enumerate()
+        .flat_map(|(index, image)| {
+            let request = match texts[index % texts.len()] {
+                Some(text) => with_image(image).text("text", text),
+                None => with_image(image),
+            };
+            let long = 10 + 5 * index as i32;
+            let longer = request.clone().i32("min_new_tokens", [1, 1], [long]);
+            let beams = request.clone().i32("num_beams", [1, 1], [1 + index as i32 % 4]);
+            [request, longer.i32("max_new_tokens", [1, 1], [long]), beams]
+        })
+        .collect();
+    let caption = |request: &InferRequest| {
+        server().client().infer("caption", request).unwrap().text("caption").unwrap().to_owned()
+    };
+    let alone: Vec<String> = requests.iter().map(caption).collect();
+    let together: Vec<String> = thread::scope(|scope| {
+        let caption = &caption;
+        let calls: Vec<_> =
+            requests.iter().map(|request| scope.spawn(move || caption(request))).collect();
+        calls.into_iter().map(|call| call.join().unwrap()).collect()
+    });
+    assert_eq!(together, alone);
+}
+
+/// A request to `joined` for as many captions of exactly `tokens` tokens.
+fn captions(count: usize, tokens: i32) -> InferRequest {
+    let pixels = good().output("caption_pixel_values");
+    let mut pixels = server().client().infer("preprocess", &pixels).unwrap().outputs.remove(0);
+    pixels.name = "pixel_values".to_owned();
+    pixels.shape[0] = count as i64;
+    let Values::F32(values) = &mut pixels.values else { panic!("no floats") };
+    *values = values.repeat(count);
+    let shape = [count as i64, 1];
+    InferRequest { inputs: vec![pixels], ..InferRequest::new() }
+        .i32("min_new_tokens", shape, vec![tokens; count])
+        .i32("max_new_tokens", shape, vec![tokens; count])
+}
+
+fn gauge(name: &str) -> f64 {
+    server().metric(&format!("{name}{{model=\"joined\""))
+}
+
+/// Runs `run` while a client asks `joined` for `request` again and again; it is told of how many
+/// answers came. A refusal is one, too: the others may take the room.
+fn while_asked(request: &InferRequest, run: impl FnOnce(&AtomicUsize)) {
+    struct Done<'a>(&'a AtomicBool);
+    impl Drop for Done<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Release);
+        }
+    }
+    let (is_done, answers) = (AtomicBool::new(false), AtomicUsize::new(0));
+    thread::scope(|scope| {
+        let _done = Done(&is_done);
+        scope.spawn(|| {
+            while !is_done.load(Ordering::Acquire) {
+                let _ = server().client().infer("joined", request);
+                answers.fetch_add(1, Ordering::AcqRel);
+            }
+        });
+        run(&answers);
+    });
+}
+
+#[test]
+fn a_late_request_joins_and_what_finds_no_room_is_refused() {
+    let client = server().client();
+    // The three instances share slots, and no batches are made of their requests.
+    let config = client.model_config("joined").unwrap();
+    assert!(config["dynamic_batching"].is_null(), "{config}");
+    assert_eq!(gauge("imprompt_caption_slots"), SLOTS as f64);
+    let short = captions(1, 2);
+    while_asked(&captions(SLOTS - 1, 110), |answers| {
+        eventually("a short request is done before an earlier long one", || {
+            let before = answers.load(Ordering::Acquire);
+            let met = gauge("imprompt_caption_slots_in_use") > 0.0;
+            client.infer("joined", &short).unwrap();
+            met && answers.load(Ordering::Acquire) == before
+        });
+    });
+    while_asked(&captions(SLOTS, 110), |_| {
+        eventually("a short request finds no room", || {
+            let code = client.infer("joined", &short).map_err(|error| error.code());
+            assert!(matches!(code, Ok(_) | Err(Some(503))), "{code:?}");
+            code.is_err()
+        });
+    });
+    let unavailable = "imprompt_request_errors{kind=\"unavailable\",model=\"joined\"";
+    eventually("it is counted", || server().metric(unavailable) >= 1.0);
+    assert_eq!(gauge("imprompt_caption_slots_in_use"), 0.0);
+    assert_eq!(gauge("imprompt_captions_waiting"), 0.0);
+    assert_eq!(server().metric("imprompt_worker_restarts"), 0.0);
+}
