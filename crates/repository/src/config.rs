@@ -10,9 +10,8 @@ use imprompt_stage::ensemble::{Ensemble, Step};
 use imprompt_stage::signature::MAX_BATCH_SIZE;
 use imprompt_stage::{Parameters, Signature, StageKind, TensorSpec};
 
-/// Requests that may be in a captioner at a time: twice as many as its cache has slots, so that who
-/// gets one that becomes free is there already.
-const JOINED_REQUESTS: usize = 2 * MAX_BATCH_SIZE;
+/// Requests that may be in a captioner at a time: as many as its cache has slots.
+const JOINED_REQUESTS: usize = MAX_BATCH_SIZE;
 
 /// The sizes (`None` is written as -1) and the kind of probability that a certain pair of models
 /// has.

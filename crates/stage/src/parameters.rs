@@ -69,7 +69,7 @@ impl Default for Parameters {
             max_text_bytes: 4_096,
             label_cache_size: 65_536,
             max_caption_positions: 512,
-            max_waiting_captions: 128,
+            max_waiting_captions: 64,
             deadline_ms: 0,
         }
     }
