@@ -4,9 +4,6 @@
 
 mod shapes;
 
-use std::fmt::Write as _;
-use std::fs::File;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use imprompt_engine::manifest::{EngineManifest, engine_file, manifest_file};
@@ -14,7 +11,7 @@ use imprompt_repository::{
     Bits, BuildRequest, GpuRequest, Manifest, ModelFolder, Precision, Silent, build,
 };
 use serde_json::json;
-use shapes::Tensors;
+use shapes::Model;
 
 fn models() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models")
@@ -155,93 +152,26 @@ fn what_no_card_does_is_refused_before_anything_is_built() {
     refused("bf16", None, "bf16 is for a GPU");
 }
 
-/// One kind of layers of a `CLIPModel` in [`clip`]: width, width of the feed-forward part, heads.
-type Tower = [usize; 3];
-
-/// A folder with a `CLIPModel` of two layers a tower, all weights zero.
-fn clip(folder: &Path, dim: usize, text: Tower, image: Tower) {
-    let mut header = String::from("{\"__metadata__\":{\"format\":\"pt\"}");
-    let mut end = 0;
-    let mut tensor = |name: &str, shape: &[usize]| {
-        let bytes = 2 * shape.iter().product::<usize>();
-        let _ = write!(
-            header,
-            ",\"{name}\":{{\"dtype\":\"F16\",\"shape\":{shape:?},\"data_offsets\":[{end},{}]}}",
-            end + bytes
-        );
-        end += bytes;
-    };
-    tensor("logit_scale", &[]);
-    let texts = "text_model.embeddings";
-    tensor(&format!("{texts}.token_embedding.weight"), &[49408, text[0]]);
-    tensor(&format!("{texts}.position_embedding.weight"), &[77, text[0]]);
-    let images = "vision_model.embeddings";
-    tensor(&format!("{images}.class_embedding"), &[image[0]]);
-    tensor(&format!("{images}.patch_embedding.weight"), &[image[0], 3, 14, 14]);
-    tensor(&format!("{images}.position_embedding.weight"), &[257, image[0]]);
-    tensor("text_projection.weight", &[dim, text[0]]);
-    tensor("visual_projection.weight", &[dim, image[0]]);
-    for (tower, [width, hidden, _]) in [("text_model", text), ("vision_model", image)] {
-        let mut pair = |name: String, shape: &[usize]| {
-            tensor(&format!("{name}.weight"), shape);
-            tensor(&format!("{name}.bias"), &shape[..1]);
-        };
-        for layer in 0..2 {
-            let at = format!("{tower}.encoder.layers.{layer}");
-            for part in ["k_proj", "v_proj", "q_proj", "out_proj"] {
-                pair(format!("{at}.self_attn.{part}"), &[width, width]);
-            }
-            pair(format!("{at}.mlp.fc1"), &[hidden, width]);
-            pair(format!("{at}.mlp.fc2"), &[width, hidden]);
-            pair(format!("{at}.layer_norm1"), &[width]);
-            pair(format!("{at}.layer_norm2"), &[width]);
-        }
-        match tower {
-            "text_model" => pair(format!("{tower}.final_layer_norm"), &[width]),
-            _ => {
-                pair(format!("{tower}.pre_layrnorm"), &[width]);
-                pair(format!("{tower}.post_layernorm"), &[width]);
-            }
-        }
+/// The folder of the model `name`, with two layers of each part, all weights zero.
+fn zeros(name: &str, folder: &Path) -> ModelFolder {
+    let model = folder.join(name);
+    std::fs::create_dir(&model).unwrap();
+    let shapes = Model::named(name, Some(2)).unwrap();
+    let shards = shapes.shards("F16", 2);
+    for shard in &shards {
+        shard.create(&model).unwrap();
     }
-    header.push('}');
-    let mut file = File::create(folder.join("model.safetensors")).unwrap();
-    file.write_all(&(header.len() as u64).to_le_bytes()).unwrap();
-    file.write_all(header.as_bytes()).unwrap();
-    file.set_len((8 + header.len() + end) as u64).unwrap();
-    let section = |[width, hidden, heads]: Tower| {
-        json!({ "hidden_size": width, "intermediate_size": hidden, "num_attention_heads": heads,
-                "num_hidden_layers": 2, "hidden_act": "quick_gelu", "projection_dim": dim })
-    };
-    let (mut text, mut image) = (section(text), section(image));
-    (text["vocab_size"], text["eos_token_id"]) = (49408.into(), 49407.into());
-    (image["image_size"], image["patch_size"]) = (224.into(), 14.into());
-    let config = json!({ "architectures": ["CLIPModel"], "model_type": "clip",
-                         "projection_dim": dim, "text_config": text, "vision_config": image });
-    std::fs::write(folder.join("config.json"), config.to_string()).unwrap();
-    let demo = models().join("demo-clip");
-    let tokenizer = ["tokenizer.json", "vocab.json", "merges.txt", "special_tokens_map.json"];
-    for name in tokenizer.into_iter().chain(["tokenizer_config.json"]) {
-        std::fs::copy(demo.join(name), folder.join(name)).unwrap();
-    }
-    let processor = std::fs::read_to_string(demo.join("preprocessor_config.json")).unwrap();
-    let processor = processor.replace(": 64", ": 224");
-    std::fs::write(folder.join("preprocessor_config.json"), processor).unwrap();
+    shapes.write_files(&model, &shards).unwrap();
+    ModelFolder::open(&model).unwrap()
 }
 
 #[test]
 fn layers_of_full_size_build() {
     let folder = tempfile::tempdir().unwrap();
-    for (name, dim, text, image) in [
-        ("ViT-L-14", 768, [768, 3072, 12], [1024, 4096, 16]),
-        ("ViT-H-14", 1024, [1024, 4096, 16], [1280, 5120, 16]),
-    ] {
-        let model = folder.path().join(name);
-        std::fs::create_dir(&model).unwrap();
-        clip(&model, dim, text, image);
+    for (name, dim) in [("clip-vit-l-14", 768), ("clip-vit-h-14", 1024)] {
         let out = folder.path().join(format!("{name}-repository"));
         let request = BuildRequest {
-            clip: Some(ModelFolder::open(&model).unwrap()),
+            clip: Some(zeros(name, folder.path())),
             precision: precision("f16"),
             gpu: gpu(&["7.5", "8.6", "12.0"]),
             ..BuildRequest::new(&out)
@@ -253,21 +183,9 @@ fn layers_of_full_size_build() {
         check(&out.join("clip_text/1/clip_text.onnx"), &["input_ids i64[?,?]"], &[]);
     }
 
-    let layers = [2, 2, 2];
-    let model = folder.path().join("blip2");
-    std::fs::create_dir(&model).unwrap();
-    let shards = Tensors::of_layers(layers).shards(2, "F16", 2);
-    for shard in &shards {
-        let mut file = File::create(model.join(&shard.file)).unwrap();
-        file.write_all(&shard.start).unwrap();
-        file.set_len(shard.start.len() as u64 + shard.bytes).unwrap();
-    }
-    shapes::write_configurations(&model, &shards, layers).unwrap();
-    std::fs::copy(models().join("demo-blip2/tokenizer.json"), model.join("tokenizer.json"))
-        .unwrap();
     let out = folder.path().join("blip2-repository");
     let request = BuildRequest {
-        captioner: Some(ModelFolder::open(&model).unwrap()),
+        captioner: Some(zeros("blip2-opt-2.7b", folder.path())),
         precision: precision("f16"),
         gpu: gpu(&["7.5", "8.6", "12.0"]),
         ..BuildRequest::new(&out)

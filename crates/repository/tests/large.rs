@@ -3,16 +3,11 @@
 
 mod shapes;
 
-use std::fs::File;
-use std::io::Write as _;
 use std::path::Path;
 use std::time::Instant;
 
 use imprompt_repository::{BuildRequest, ModelFolder, Silent, build};
-use shapes::Tensors;
-
-/// BLIP-2 with OPT 2.7b has so many.
-const LAYERS: shapes::Layers = [39, 12, 32];
+use shapes::Model;
 
 /// The most memory that this process ever had, in bytes. Nothing else runs in it: this file has
 /// one test.
@@ -27,17 +22,14 @@ fn fifteen_gigabytes_take_seconds_and_little_memory() {
     let folder = tempfile::tempdir().unwrap();
     let model = folder.path().join("blip2-opt-2.7b");
     std::fs::create_dir(&model).unwrap();
-    let shards = Tensors::of_layers(LAYERS).shards(2, "F32", 4);
+    let shapes = Model::named("blip2-opt-2.7b", None).unwrap();
+    let shards = shapes.shards("F32", 4);
     let bytes: u64 = shards.iter().map(|shard| shard.bytes).sum();
     assert!(bytes > 14_900_000_000, "{bytes}");
     for shard in &shards {
-        let mut file = File::create(model.join(&shard.file)).unwrap();
-        file.write_all(&shard.start).unwrap();
-        file.set_len(shard.start.len() as u64 + shard.bytes).unwrap();
+        shard.create(&model).unwrap();
     }
-    shapes::write_configurations(&model, &shards, LAYERS).unwrap();
-    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/demo-blip2");
-    std::fs::copy(demo.join("tokenizer.json"), model.join("tokenizer.json")).unwrap();
+    shapes.write_files(&model, &shards).unwrap();
     let request = BuildRequest {
         captioner: Some(ModelFolder::open(&model).unwrap()),
         ..BuildRequest::new(&folder.path().join("repository"))
