@@ -134,7 +134,7 @@ impl CaptionerModel {
     /// [`StageModel::instance`], for a stage that has a captioner of its own.
     pub(crate) fn stage(&self, placement: Placement) -> Result<CaptionerStage> {
         let shared = self.shared.clone();
-        let runtime = engine::runtime(&shared.parameters, placement)?;
+        let runtime = engine::runtime(&shared.parameters, placement, &shared.folder)?;
         let facts = shared.facts.clone();
         let options = CaptionerOptions {
             engine: engine::options(&shared.parameters),
