@@ -82,6 +82,14 @@ impl Device {
         Ok(Device { context, name, compute_capability })
     }
 
+    /// Makes this thread one that may give work: CUDA's current context is a thread's own.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub fn bind(&self) -> Result<()> {
+        self.context.bind_to_thread().map_err(|error| failed(&error, "the GPU's context"))
+    }
+
     /// Its number in the driver's order.
     #[must_use]
     pub fn ordinal(&self) -> usize {

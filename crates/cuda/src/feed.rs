@@ -5,7 +5,7 @@ use imprompt_error::{Error, Result};
 
 use crate::device::failed;
 use crate::stream::pinned;
-use crate::{Buffer, Stream};
+use crate::{Buffer, Span, Stream};
 
 /// Inputs start at multiples of this: what cudaMalloc aligns to, so that every kernel is content.
 const ALIGNMENT: usize = 256;
@@ -73,6 +73,22 @@ impl Feed {
         }
         let base = device.address();
         Ok(self.offsets.iter().map(move |offset| base + *offset as u64))
+    }
+
+    /// [`Self::load`], as memory that is known to lie there.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn spans(&mut self, parts: &[&[u8]]) -> Result<Vec<Span<'_>>> {
+        drop(self.load(parts)?);
+        let (_, device) =
+            self.memory.as_ref().ok_or_else(|| Error::internal("no memory for inputs"))?;
+        let span = |(part, offset): (&&[u8], &usize)| match part.len() {
+            // What is empty may come last, where the memory ends.
+            0 => device.span(0, 0),
+            length => device.span(*offset, length),
+        };
+        parts.iter().zip(&self.offsets).map(span).collect()
     }
 
     /// Frees the memory once the last copy out of it is over.

@@ -15,5 +15,5 @@ mod stream;
 pub use device::{ComputeCapability, Device};
 pub use feed::Feed;
 pub use graph::Graph;
-pub use memory::{Buffer, Pitch};
+pub use memory::{Buffer, Pitch, Span};
 pub use stream::Stream;

@@ -1,6 +1,7 @@
 //! Memory of a GPU.
 
 use cudarc::driver::{CudaSlice, DevicePtr as _, DriverError, sys};
+use imprompt_error::{Error, Result};
 
 use crate::Stream;
 
@@ -40,6 +41,71 @@ impl Buffer {
     pub fn stream(&self) -> &Stream {
         &self.stream
     }
+
+    /// The `len` bytes from byte `start` on.
+    ///
+    /// # Errors
+    /// `Internal` when they reach out of the buffer.
+    pub fn span(&self, start: usize, len: usize) -> Result<Span<'_>> {
+        if !fits(start, len, self.len()) {
+            return Err(Error::internal(format!(
+                "{len} bytes from byte {start} on of {} on the GPU",
+                self.len()
+            )));
+        }
+        Ok(Span { buffer: self, start, len })
+    }
+}
+
+/// Whether `len` bytes from byte `start` on lie within `whole`.
+fn fits(start: usize, len: usize, whole: usize) -> bool {
+    start.checked_add(len).is_some_and(|end| end <= whole)
+}
+
+/// Bytes inside a [`Buffer`], which lives as long.
+#[derive(Clone, Copy, Debug)]
+pub struct Span<'b> {
+    buffer: &'b Buffer,
+    start: usize,
+    len: usize,
+}
+
+impl Span<'_> {
+    /// How many.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Where they are on the device.
+    #[must_use]
+    pub fn address(&self) -> u64 {
+        self.buffer.address() + self.start as u64
+    }
+
+    /// The stream that the buffer belongs to.
+    #[must_use]
+    pub fn stream(&self) -> &Stream {
+        &self.buffer.stream
+    }
+
+    /// Copies them to `into`, which is as long, and waits for them.
+    ///
+    /// # Errors
+    /// `Internal` when it is not as long; what went wrong in the work that was given before.
+    pub fn read(&self, into: &mut [u8]) -> Result<()> {
+        if into.len() != self.len {
+            return Err(Error::internal(format!("{} bytes for {}", into.len(), self.len)));
+        }
+        // SAFETY: they lie inside the buffer, and all that writes a buffer is given to its stream.
+        unsafe { self.stream().read(self.address(), into) }
+    }
 }
 
 /// Rows that lie in equal distances.
@@ -71,7 +137,7 @@ impl Pitch {
         from: u64,
         to: u64,
         stream: sys::CUstream,
-    ) -> Result<(), DriverError> {
+    ) -> std::result::Result<(), DriverError> {
         let device = sys::CUmemorytype::CU_MEMORYTYPE_DEVICE;
         let host = std::ptr::null_mut();
         let copy = sys::CUDA_MEMCPY2D_st {
@@ -100,6 +166,12 @@ impl Pitch {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_span_lies_inside() {
+        assert!(fits(0, 0, 0) && fits(3, 4, 7) && fits(7, 0, 7));
+        assert!(!fits(4, 4, 7) && !fits(8, 0, 7) && !fits(usize::MAX, 2, 7));
+    }
 
     #[test]
     fn rows_reach_to_the_end_of_the_last() {

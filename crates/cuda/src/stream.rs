@@ -52,12 +52,12 @@ impl Stream {
         self.stream.synchronize().map_err(|error| failed(&error, "work on the GPU"))
     }
 
-    /// Makes this thread one that may give work: CUDA's current context is a thread's own.
+    /// [`Device::bind`].
     ///
     /// # Errors
     /// What the driver says.
     pub fn bind(&self) -> Result<()> {
-        self.device.context.bind_to_thread().map_err(|error| failed(&error, "the GPU's context"))
+        self.device.bind()
     }
 
     /// `bytes` bytes of zeros on the device.

@@ -58,7 +58,7 @@ impl StageModel for CaptionVisionModel {
 
     fn instance(&self, placement: Placement) -> Result<Box<dyn Stage>> {
         let shared = self.shared.clone();
-        let runtime = engine::runtime(&shared.parameters, placement)?;
+        let runtime = engine::runtime(&shared.parameters, placement, &shared.folder)?;
         let options = engine::options(&shared.parameters);
         let encoder = PictureEncoder::open(&shared.folder, &shared.facts, &*runtime, &options)?;
         Ok(Box::new(CaptionVision { shared, encoder }))

@@ -273,7 +273,7 @@ impl CaptionerStage {
 
 impl Shared {
     fn open(&self, placement: Placement) -> Result<Captioner> {
-        let runtime = engine::runtime(&self.parameters, placement)?;
+        let runtime = engine::runtime(&self.parameters, placement, &self.folder)?;
         let options = CaptionerOptions {
             engine: engine::options(&self.parameters),
             slots: MAX_BATCH_SIZE,

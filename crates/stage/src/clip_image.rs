@@ -57,7 +57,7 @@ impl StageModel for ClipImageModel {
 
     fn instance(&self, placement: Placement) -> Result<Box<dyn Stage>> {
         let shared = self.shared.clone();
-        let runtime = engine::runtime(&shared.parameters, placement)?;
+        let runtime = engine::runtime(&shared.parameters, placement, &shared.folder)?;
         let options = engine::options(&shared.parameters);
         let encoder =
             ImageEncoder::open(&shared.folder, shared.facts.clone(), &*runtime, &options)?;

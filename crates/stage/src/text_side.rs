@@ -137,7 +137,7 @@ impl TextModel {
     /// # Errors
     /// What the engine says of a graph.
     pub fn side(&self, placement: Placement) -> Result<TextSide> {
-        let runtime = engine::runtime(&self.parameters, placement)?;
+        let runtime = engine::runtime(&self.parameters, placement, &self.folder)?;
         let mut side = self.open_graph(&*runtime, placement, &self.folder.join(TEXT_GRAPH))?;
         let screen = self.screen.as_deref().filter(|_| placement == Placement::Cpu);
         let screen = screen.map(|path| self.open_graph(&*runtime, placement, path));

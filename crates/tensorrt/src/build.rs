@@ -6,18 +6,18 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::str::FromStr;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use imprompt_error::{Error, Result};
 use trtx::interfaces::MonitorProgress;
 use trtx::optimization_profile::OptimizationProfile;
 use trtx::trtx_sys::Dims64;
 use trtx::{
-    Builder, BuilderFlag, DataType, LogHandler, Logger, NetworkDefinition, OnnxParser,
-    OptProfileSelector, Severity, Tensor,
+    Builder, BuilderFlag, DataType, NetworkDefinition, OnnxParser, OptProfileSelector, Tensor,
 };
 
 use crate::TensorRt;
+use crate::log::{Faults, logger};
 
 /// A card's compute capability, such as 8.6.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -256,53 +256,23 @@ impl MonitorProgress for Monitor {
     }
 }
 
-/// What TensorRT found fault with.
-#[derive(Clone, Default)]
-struct Faults(Arc<Mutex<Vec<String>>>);
-
-impl LogHandler for Faults {
-    fn log(&self, severity: Severity, message: &str) {
-        let keep = || {
-            if severity <= Severity::Error {
-                let mut faults = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-                faults.push(message.to_owned());
-            }
-        };
-        // Called from C++ as well.
-        let _ = catch_unwind(AssertUnwindSafe(keep));
-    }
-}
-
-/// Most characters of TensorRT's words that an error repeats.
-const MOST_WORDS: usize = 600;
-
-impl Faults {
-    /// TensorRT's words for what went wrong, else those of `error`.
-    fn words(&self, error: &trtx::Error) -> String {
-        let faults = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        // Asking whether there is a GPU is noted as a fault where there is none.
-        let telling = faults.iter().filter(|fault| !fault.contains("cudaError"));
-        let words = telling.map(|fault| fault.trim()).collect::<Vec<_>>().join("; ");
-        let words = words.replace('\n', " ");
-        match words.char_indices().nth(MOST_WORDS) {
-            Some((end, _)) => format!("{}...", &words[..end]),
-            None if words.is_empty() => error.to_string(),
-            None => words,
-        }
-    }
+/// Asking whether there is a GPU is noted as a fault where there is none.
+fn is_telling(fault: &str) -> bool {
+    !fault.contains("cudaError")
 }
 
 fn build(graph: &Path, options: &EngineOptions, sender: Sender<Event>) -> Result<Built> {
-    let faults = Faults::default();
-    let failed = |error: trtx::Error| Error::internal(faults.words(&error));
+    let faults = Faults::of_all();
+    let words = |error: &trtx::Error| faults.words(error, is_telling);
+    let failed = |error: trtx::Error| Error::internal(words(&error));
     let name = graph.to_str().ok_or_else(|| Error::invalid("the file's name is not UTF-8"))?;
-    let logger = Logger::new(faults.clone()).map_err(failed)?;
-    let mut builder = Builder::new(&logger).map_err(failed)?;
+    let logger = logger()?;
+    let mut builder = Builder::new(logger).map_err(failed)?;
     let network = builder.create_network(0).map_err(failed)?;
-    let mut parser = OnnxParser::new(network, &logger).map_err(failed)?;
+    let mut parser = OnnxParser::new(network, logger).map_err(failed)?;
     parser
         .parse_from_file(name, 0)
-        .map_err(|error| Error::bad_model(format!("TensorRT: {}", faults.words(&error))))?;
+        .map_err(|error| Error::bad_model(format!("TensorRT: {}", words(&error))))?;
 
     let mut config = builder.create_config().map_err(failed)?;
     config.clear_flag(BuilderFlag::kTF32);
@@ -321,7 +291,7 @@ fn build(graph: &Path, options: &EngineOptions, sender: Sender<Event>) -> Result
         }
         config
             .add_optimization_profile(&mut profile)
-            .map_err(|error| Error::invalid(format!("a profile: {}", faults.words(&error))))?;
+            .map_err(|error| Error::invalid(format!("a profile: {}", words(&error))))?;
     }
     let monitor = Box::new(Monitor { sender, open: Mutex::default() });
     config.set_progress_monitor(monitor).map_err(failed)?;
@@ -335,7 +305,7 @@ fn build(graph: &Path, options: &EngineOptions, sender: Sender<Event>) -> Result
     let (inputs, outputs) = (ports(inputs, network)?, ports(outputs, network)?);
     let engine = builder
         .build_serialized_network(network, &mut config)
-        .map_err(|error| Error::unsupported(format!("TensorRT: {}", faults.words(&error))))?;
+        .map_err(|error| Error::unsupported(format!("TensorRT: {}", words(&error))))?;
     Ok(Built { bytes: engine.to_vec(), inputs, outputs })
 }
 
@@ -406,14 +376,6 @@ mod tests {
 
     #[test]
     fn a_missing_gpu_is_no_fault() {
-        let faults = Faults::default();
-        let error = trtx::Error::Runtime("no".to_owned());
-        faults.log(Severity::Error, "cudaError 35");
-        faults.log(Severity::Warning, "slow");
-        assert!(faults.words(&error).ends_with("no"));
-        faults.log(Severity::Error, "refused\nhere ");
-        assert_eq!(faults.words(&error), "refused here");
-        faults.log(Severity::Error, &"x".repeat(1000));
-        assert_eq!(faults.words(&error).len(), MOST_WORDS + 3);
+        assert!(!is_telling("cudaError 35") && is_telling("refused"));
     }
 }

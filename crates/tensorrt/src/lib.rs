@@ -1,14 +1,25 @@
-//! TensorRT: finds its library, and builds engines from ONNX graphs. Nothing of it is linked, and
-//! no GPU is needed: the flavour is TensorRT-RTX, whose engines are compiled in two steps, of which
-//! the second, for the very card, is done where they run.
+//! TensorRT: finds its library, builds engines from ONNX graphs, and runs them. Nothing of it is
+//! linked. The flavour is TensorRT-RTX, whose engines are compiled in two steps: the first needs no
+//! GPU, the second, for the very card, is done where they run.
 //!
-//! [`TensorRt::open`] opens the library, [`TensorRt::build`] builds. `unsafe` is in `library`
-//! alone: asking a library for its version before the `trtx` crate calls it.
+//! [`TensorRt::open`] opens the library, [`TensorRt::build`] builds, [`TensorRt::on_gpu`] gives the
+//! [`Runtime`](imprompt_engine::Runtime) of a GPU. `unsafe` is in two files: `library` asks a library
+//! for its version before the `trtx` crate calls it, `context` tells TensorRT addresses.
 
 mod build;
+mod cache;
+mod context;
+mod engine;
+mod held;
+mod kernels;
 mod library;
+mod log;
+mod pool;
+mod profile;
+mod runtime;
 
 pub use build::{
     Built, COMPUTE_CAPABILITIES, ComputeCapability, EngineOptions, Port, PortType, Range, Watch,
 };
 pub use library::{LIBRARY_VARIABLE, LibrarySearch, TensorRt};
+pub use runtime::TensorRtRuntime;
