@@ -148,8 +148,9 @@ impl TextEncoder {
         let most = self.facts.context_length - shared;
         let run_length =
             |row: &[u32]| (row.len() - shared).next_multiple_of(self.length_step).min(most);
+        let most_rows = self.engine.most("input_ids", 0).unwrap_or(usize::MAX).max(1);
         for (length, members) in by_length(&distinct, run_length) {
-            for chunk in chunks(&members, (self.tokens_per_run / length).max(1)) {
+            for chunk in chunks(&members, (self.tokens_per_run / length).clamp(1, most_rows)) {
                 cancel.check()?;
                 let rows: Vec<&[u32]> = chunk.iter().map(|&index| distinct[index]).collect();
                 let found = self.run(&rows, length)?;

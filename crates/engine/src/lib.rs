@@ -147,6 +147,13 @@ pub trait Engine: Send + fmt::Debug {
         1
     }
 
+    /// The largest length of dimension `axis` of the input `name` that a run takes, where that is less
+    /// than any.
+    fn most(&self, name: &str, axis: usize) -> Option<usize> {
+        let _ = (name, axis);
+        None
+    }
+
     /// Allocates a cache. Every engine of the same runtime and device can run
     /// with it, so that prefill and decoding may be two graphs.
     ///

@@ -265,6 +265,11 @@ impl Engine for TensorRtEngine {
         &self.facts.outputs
     }
 
+    fn most(&self, name: &str, axis: usize) -> Option<usize> {
+        let ranges = self.facts.profiles.iter().flatten().filter(|range| range.input == name);
+        ranges.filter_map(|range| range.most.get(axis).copied()).max()
+    }
+
     fn length_step(&self) -> usize {
         if self.records { LENGTH_STEP } else { 1 }
     }
