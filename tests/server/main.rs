@@ -14,6 +14,7 @@ mod ensembles;
 mod families;
 mod generation;
 mod goldens;
+mod gpu;
 mod hostile;
 mod joined;
 mod library;
