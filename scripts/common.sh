@@ -87,3 +87,10 @@ install_tensorrt() {
         32f575c633d171b4edf4b53d3bb22b72a6c9c0a850d2982ce9a788a5d40d3298 \
         "$IMPROMPT_HOME/tensorrt-rtx" '*/libtensorrt_rtx.so.*' '*/libtensorrt_onnxparser_rtx.so.*' '*/libcudart.so.*'
 }
+
+# install_onnxruntime_gpu: ONNX Runtime with its CUDA provider, without the rest of the wheel. CUDA's own libraries and cuDNN are not in it.
+install_onnxruntime_gpu() {
+    fetch "ONNX Runtime 1.31.1 with its CUDA provider" onnxruntime-gpu==1.31.1 \
+        e26c475fe361b2015f45b4b824bd13f0bb20204e59b62814e6f0acd5f3d491a6 \
+        "$IMPROMPT_HOME/onnxruntime-gpu" '*/libonnxruntime.so.*' '*/libonnxruntime_providers_shared.so' '*/libonnxruntime_providers_cuda.so'
+}

@@ -11,6 +11,7 @@ mod write;
 
 use std::error::Error;
 use std::path::Path;
+use std::process::ExitCode;
 
 use shapes::Model;
 
@@ -19,7 +20,20 @@ const USAGE: &str = "usage: random_model KIND FOLDER [--layers N]
 KIND is blip2-opt-2.7b (7.5 GB), clip-vit-l-14 (0.9 GB) or clip-vit-h-14 (2 GB); with --layers each part
 has N layers at most.";
 
-fn main() -> Result<(), Box<dyn Error>> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(done) => {
+            println!("{done}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<String, Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let (kind, folder, layers) = match *arguments {
@@ -28,6 +42,5 @@ fn main() -> Result<(), Box<dyn Error>> {
         _ => return Err(USAGE.into()),
     };
     let bytes = write::write(&Model::named(kind, layers)?, Path::new(folder))?;
-    println!("{bytes} bytes of float16 weights in {folder}");
-    Ok(())
+    Ok(format!("{bytes} bytes of float16 weights in {folder}"))
 }
