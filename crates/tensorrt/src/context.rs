@@ -20,11 +20,13 @@ use imprompt_error::{Error, Kind, Result};
 use trtx::trtx_sys::Dims64;
 use trtx::{
     CudaEngine, CudaGraphStrategy, DataType, DynamicShapesKernelSpecializationStrategy,
-    EngineInvalidityDiagnostics, ExecutionContext, ExecutionContextAllocationStrategy, Runtime,
-    RuntimeCache, RuntimeConfig, TensorFormat, TensorIOMode, TensorLocation,
+    EngineInvalidityDiagnostics, EngineValidity, ExecutionContext,
+    ExecutionContextAllocationStrategy, Runtime, RuntimeCache, RuntimeConfig, TensorFormat,
+    TensorIOMode, TensorLocation,
 };
 
-use crate::log::{Faults, logger};
+use crate::engine::Facts;
+use crate::log::{Faults, logger, told};
 
 /// What TensorRT wants addresses to be multiples of.
 const ALIGNMENT: u64 = 256;
@@ -88,59 +90,6 @@ impl Loaded {
         })
     }
 
-    /// Fails where the engine's inputs and outputs are not these, or where it has other than so many
-    /// profiles: sizes of memory are computed from them.
-    ///
-    /// # Errors
-    /// `BadModel` naming the port; `Unsupported` when it is none that lies in a GPU's memory as it is.
-    pub(crate) fn check(&self, inputs: &[Port], outputs: &[Port], profiles: usize) -> Result<()> {
-        let engine = &self.engine.lock().unwrap_or_else(PoisonError::into_inner).0;
-        let failed = |error: trtx::Error| Error::bad_model(error.to_string());
-        let count = engine.nb_io_tensors().map_err(failed)?;
-        let found = engine.nb_optimization_profiles().map_err(failed)?;
-        let told = inputs.len() + outputs.len();
-        // An engine without free lengths has one profile.
-        if (usize::try_from(count), usize::try_from(found)) != (Ok(told), Ok(profiles.max(1))) {
-            return Err(Error::bad_model(format!(
-                "the engine has {count} inputs and outputs and {found} profiles, its manifest says \
-                 {told} and {profiles}"
-            )));
-        }
-        let modes = [(inputs, TensorIOMode::kINPUT), (outputs, TensorIOMode::kOUTPUT)];
-        for (port, mode) in
-            modes.iter().flat_map(|(ports, mode)| ports.iter().map(move |p| (p, mode)))
-        {
-            let name = port.name.as_str();
-            let (there, data_type, shape) = (
-                engine.tensor_io_mode(name).map_err(failed)?,
-                engine.tensor_data_type(name).map_err(failed)?,
-                engine.tensor_shape(name).map_err(failed)?,
-            );
-            let has_shape = shape.len() == port.shape.len()
-                && shape.iter().zip(&port.shape).all(|(&length, told)| match told {
-                    Some(told) => length < 0 || usize::try_from(length) == Ok(*told),
-                    None => length < 0,
-                });
-            if there != *mode || data_type_of(port.element_type) != Some(data_type) || !has_shape {
-                return Err(Error::bad_model(format!(
-                    "the engine's {name} is {there:?} {data_type:?} {shape:?}, its manifest says \
-                     {mode:?} {:?} {:?}",
-                    port.element_type, port.shape
-                )));
-            }
-            let (place, format) = (
-                engine.tensor_location(name).map_err(failed)?,
-                engine.tensor_format(name).map_err(failed)?,
-            );
-            if place != TensorLocation::kDEVICE || format != TensorFormat::kLINEAR {
-                return Err(Error::unsupported(format!(
-                    "the engine wants {name} as {place:?} {format:?}"
-                )));
-            }
-        }
-        Ok(())
-    }
-
     /// The kernels that were compiled for this card so far, as [`Self::new`] takes them.
     ///
     /// # Errors
@@ -159,6 +108,59 @@ impl Loaded {
     }
 }
 
+/// Fails where the inputs, the outputs or the profiles of `engine` are not those of `facts`: sizes of
+/// memory are computed from them.
+///
+/// # Errors
+/// `BadModel` naming the port; `Unsupported` when it is none that lies in a GPU's memory as it is.
+fn check(engine: &CudaEngine<'_>, facts: &Facts) -> Result<()> {
+    let Facts { inputs, outputs, profiles } = facts;
+    let failed = |error: trtx::Error| Error::bad_model(error.to_string());
+    let count = engine.nb_io_tensors().map_err(failed)?;
+    let found = engine.nb_optimization_profiles().map_err(failed)?;
+    let told = inputs.len() + outputs.len();
+    // An engine without free lengths has one profile.
+    if (usize::try_from(count), usize::try_from(found)) != (Ok(told), Ok(profiles.len().max(1))) {
+        return Err(Error::bad_model(format!(
+            "the engine has {count} inputs and outputs and {found} profiles, its manifest says \
+             {told} and {}",
+            profiles.len()
+        )));
+    }
+    let modes = [(inputs, TensorIOMode::kINPUT), (outputs, TensorIOMode::kOUTPUT)];
+    for (port, mode) in modes.iter().flat_map(|(ports, mode)| ports.iter().map(move |p| (p, mode)))
+    {
+        let name = port.name.as_str();
+        let (there, data_type, shape) = (
+            engine.tensor_io_mode(name).map_err(failed)?,
+            engine.tensor_data_type(name).map_err(failed)?,
+            engine.tensor_shape(name).map_err(failed)?,
+        );
+        let has_shape = shape.len() == port.shape.len()
+            && shape.iter().zip(&port.shape).all(|(&length, told)| match told {
+                Some(told) => length < 0 || usize::try_from(length) == Ok(*told),
+                None => length < 0,
+            });
+        if there != *mode || data_type_of(port.element_type) != Some(data_type) || !has_shape {
+            return Err(Error::bad_model(format!(
+                "the engine's {name} is {there:?} {data_type:?} {shape:?}, its manifest says \
+                 {mode:?} {:?} {:?}",
+                port.element_type, port.shape
+            )));
+        }
+        let (place, format) = (
+            engine.tensor_location(name).map_err(failed)?,
+            engine.tensor_format(name).map_err(failed)?,
+        );
+        if place != TensorLocation::kDEVICE || format != TensorFormat::kLINEAR {
+            return Err(Error::unsupported(format!(
+                "the engine wants {name} as {place:?} {format:?}"
+            )));
+        }
+    }
+    Ok(())
+}
+
 /// TensorRT's own reading of `engine`, on the thread's device.
 fn deserialise(engine: &[u8]) -> Result<(Runtime<'static>, Owned)> {
     let faults = Faults::of_this_thread();
@@ -167,22 +169,25 @@ fn deserialise(engine: &[u8]) -> Result<(Runtime<'static>, Owned)> {
     match runtime.deserialize_cuda_engine(engine) {
         Ok(engine) => Ok((runtime, Owned(engine))),
         Err(error) => {
-            let why = runtime
-                .engine_validity(engine)
-                .map_or(EngineInvalidityDiagnostics::MALFORMED_ENGINE, |(_, why)| why);
-            let (kind, reasons) = reasons(why);
+            // Asking for the reasons has words of its own.
+            let words = faults.words(&error, |_| true);
+            let (kind, reasons) = reasons(runtime.engine_validity(engine).ok());
             let what = match reasons.is_empty() {
                 true => "the engine is refused".to_owned(),
                 false => format!("the engine is refused ({})", reasons.join(", ")),
             };
-            Err(faults.error(kind, &what, &error))
+            Err(told(kind, &what, &words))
         }
     }
 }
 
-/// What TensorRT's reasons mean, and what kind of error they are together.
-fn reasons(why: EngineInvalidityDiagnostics) -> (Kind, Vec<&'static str>) {
+/// What TensorRT's reasons mean, and what kind of error they are together. None where the bytes are
+/// too few for a header.
+fn reasons(
+    found: Option<(EngineValidity, EngineInvalidityDiagnostics)>,
+) -> (Kind, Vec<&'static str>) {
     use EngineInvalidityDiagnostics as Why;
+    let (validity, why) = found.unwrap_or((EngineValidity::kINVALID, Why::MALFORMED_ENGINE));
     let all = [
         (Why::INSUFFICIENT_GPU_MEMORY, Kind::OutOfMemory, "the GPU's memory does not hold it"),
         (Why::UNSUPPORTED_CC, Kind::Unsupported, "TensorRT-RTX does not support this GPU"),
@@ -193,8 +198,14 @@ fn reasons(why: EngineInvalidityDiagnostics) -> (Kind, Vec<&'static str>) {
         (Why::MALFORMED_ENGINE, Kind::BadModel, "it is no engine"),
     ];
     let given = || all.iter().filter(|(flag, ..)| why.contains(*flag));
-    // Without a reason its header is right, and what follows is not.
-    let kind = given().next().map_or(Kind::BadModel, |(_, kind, _)| *kind);
+    let kind = given().next().map_or_else(
+        || match validity {
+            EngineValidity::kINVALID => Kind::Unsupported,
+            // The header is right, what follows is not.
+            _ => Kind::BadModel,
+        },
+        |(_, kind, _)| *kind,
+    );
     (kind, given().map(|(_, _, words)| *words).collect())
 }
 
@@ -272,20 +283,23 @@ impl std::fmt::Debug for Context {
 }
 
 impl Context {
-    /// Makes one of `engine`, whose `ports` were checked: TensorRT compiles the kernels for the card.
+    /// Makes one of `engine`, whose inputs, outputs and profiles are `facts`: TensorRT compiles the
+    /// kernels for the card.
     ///
     /// # Errors
-    /// With TensorRT's words: `OutOfMemory`, `Unsupported` when it makes none.
+    /// `BadModel` where the engine is another; with TensorRT's words: `OutOfMemory`, `Unsupported` when
+    /// it makes none.
     pub(crate) fn new(
         engine: &Arc<Loaded>,
         stream: &Stream,
-        (inputs, outputs): (&[Port], &[Port]),
+        facts: &Facts,
         habit: Habit,
     ) -> Result<Self> {
         stream.bind()?;
         let faults = Faults::of_this_thread();
         let failed = |error: trtx::Error| faults.error(Kind::Unsupported, "a context", &error);
         let mut locked = engine.engine.lock().unwrap_or_else(PoisonError::into_inner);
+        check(&locked.0, facts)?;
         let mut config = locked.0.create_runtime_config().map_err(failed)?;
         if habit.profile.is_some() {
             // Memory for its own profile alone.
@@ -312,8 +326,8 @@ impl Context {
             _config: config,
             _engine: engine.clone(),
             stream: stream.clone(),
-            inputs: inputs.iter().map(Tensor::new).collect(),
-            outputs: outputs.iter().map(Tensor::new).collect(),
+            inputs: facts.inputs.iter().map(Tensor::new).collect(),
+            outputs: facts.outputs.iter().map(Tensor::new).collect(),
             is_shaped: false,
         };
         if let Some(profile) = habit.profile {
@@ -460,11 +474,14 @@ mod tests {
     #[test]
     fn reasons_have_words_and_a_kind() {
         use EngineInvalidityDiagnostics as Why;
-        assert_eq!(reasons(Why::empty()), (Kind::BadModel, Vec::new()));
-        let (kind, words) = reasons(Why::UNSUPPORTED_CC | Why::MALFORMED_ENGINE);
+        let of = |why| reasons(Some((EngineValidity::kINVALID, why)));
+        assert_eq!(of(Why::empty()), (Kind::Unsupported, Vec::new()));
+        assert_eq!(reasons(Some((EngineValidity::kVALID, Why::empty()))).0, Kind::BadModel);
+        let (kind, words) = of(Why::UNSUPPORTED_CC | Why::MALFORMED_ENGINE);
         assert_eq!(kind, Kind::Unsupported);
         assert_eq!(words, ["TensorRT-RTX does not support this GPU", "it is no engine"]);
-        assert_eq!(reasons(Why::INSUFFICIENT_GPU_MEMORY).0, Kind::OutOfMemory);
+        assert_eq!(of(Why::INSUFFICIENT_GPU_MEMORY).0, Kind::OutOfMemory);
+        assert_eq!(reasons(None), (Kind::BadModel, vec!["it is no engine"]));
     }
 
     #[test]
@@ -475,5 +492,38 @@ mod tests {
         assert_eq!(error.kind(), Kind::BadModel, "{error}");
         assert!(error.message().contains("deserializeCudaEngine"), "{error}");
         assert!(deserialise(b"cut").is_err());
+    }
+
+    #[test]
+    fn an_engine_is_refused_where_it_does_not_run() {
+        use imprompt_graph::builder::{GraphBuilder, Type};
+        struct Nobody;
+        impl crate::Watch for Nobody {
+            fn start(&self, _: &str, _: u64) {}
+            fn advance(&self, _: u64) {}
+            fn finish(&self) {}
+        }
+        let library = crate::TensorRt::open(&crate::LibrarySearch::default()).unwrap();
+        let weights = imprompt_graph::weights::WeightIndex::default();
+        let mut graph = GraphBuilder::new("doubled", &weights);
+        let x = graph.input("x", Type::F32, &[2.into()]);
+        let y = graph.add(&x, &x);
+        graph.output(&y, "y", Type::F32, &[2.into()]);
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("doubled.onnx");
+        std::fs::write(&path, graph.finish().bytes).unwrap();
+        let options = crate::EngineOptions {
+            compute_capabilities: crate::COMPUTE_CAPABILITIES.to_vec(),
+            profiles: Vec::new(),
+        };
+        let built = library.build(&path, &options, &Nobody).unwrap();
+        if Device::count().unwrap() == 0 {
+            let error = deserialise(&built.bytes).err().unwrap();
+            assert_eq!(error.kind(), Kind::Unsupported, "{error}");
+            assert!(error.message().contains("the engine is refused"), "{error}");
+            assert!(error.message().contains("driver"), "{error}");
+        }
+        let cut = deserialise(&built.bytes[..built.bytes.len() / 2]).err().unwrap();
+        assert!(cut.message().contains("the engine is refused"), "{cut}");
     }
 }

@@ -100,12 +100,16 @@ impl Faults {
 
     /// Why `what` failed, as an error of `kind`, or that memory ran out.
     pub(crate) fn error(&self, kind: Kind, what: &str, error: &trtx::Error) -> Error {
-        let words = self.words(error, |_| true);
-        if words.to_ascii_lowercase().contains("out of memory") {
-            return Error::out_of_memory(format_args!("{what} on the GPU: {words}"));
-        }
-        Error::new(kind, format!("{what}: TensorRT: {words}"))
+        told(kind, what, &self.words(error, |_| true))
     }
+}
+
+/// That `what` failed in TensorRT's `words`, as an error of `kind`, or that memory ran out.
+pub(crate) fn told(kind: Kind, what: &str, words: &str) -> Error {
+    if words.to_ascii_lowercase().contains("out of memory") {
+        return Error::out_of_memory(format_args!("{what} on the GPU: {words}"));
+    }
+    Error::new(kind, format!("{what}: TensorRT: {words}"))
 }
 
 impl Drop for Faults {

@@ -113,11 +113,10 @@ impl Runtime for TensorRtRuntime {
         let named = |error: Error| error.context(path.display());
         let facts = facts(&manifest).map_err(named)?;
         let key = (manifest.engine.sha256.clone(), self.stream.device().ordinal());
-        let loaded = SHARED.get(key, || self.load(graph, &facts)).map_err(named)?;
-        let ports = (facts.inputs.as_slice(), facts.outputs.as_slice());
+        let loaded = SHARED.get(key, || self.load(graph)).map_err(named)?;
         let contexts = habits(&facts, options.cuda_graphs)
             .into_iter()
-            .map(|habit| Context::new(&loaded, &self.stream, ports, habit))
+            .map(|habit| Context::new(&loaded, &self.stream, &facts, habit))
             .collect::<Result<_>>()
             .map_err(named)?;
         kernels::keep(graph, &loaded);
@@ -128,12 +127,9 @@ impl Runtime for TensorRtRuntime {
 }
 
 impl TensorRtRuntime {
-    fn load(&self, graph: &Path, facts: &Facts) -> Result<Loaded> {
+    fn load(&self, graph: &Path) -> Result<Loaded> {
         let bytes = imprompt_mapping::map_file(&manifest::engine_file(graph))?;
-        let kept = kernels::read(graph);
-        let loaded = Loaded::new(&bytes, self.stream.device(), kept.as_deref())?;
-        loaded.check(&facts.inputs, &facts.outputs, facts.profiles.len())?;
-        Ok(loaded)
+        Loaded::new(&bytes, self.stream.device(), kernels::read(graph).as_deref())
     }
 }
 
