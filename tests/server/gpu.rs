@@ -51,7 +51,8 @@ fn a_repository_for_gpus_is_served_where_there_is_none() {
     // On the processor the graphs are those of a repository for it.
     assert_eq!(answer.text("prompt").unwrap(), expected.text("prompt").unwrap());
     let index = own.client().repository_index().unwrap();
-    let model = index.as_array().unwrap().iter().find(|entry| entry["name"] == "clip_text").unwrap();
+    let model =
+        index.as_array().unwrap().iter().find(|entry| entry["name"] == "clip_text").unwrap();
     assert_eq!(model["state"], "UNAVAILABLE", "{index}");
     assert!(model["reason"].as_str().unwrap().contains("GPU"), "{index}");
 }

@@ -2,10 +2,11 @@
 
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use imprompt_error::{Cancellation, Error, Result};
 use imprompt_host::RawInput;
-use imprompt_stage::{Dtype, Tensor};
+use imprompt_stage::{Dtype, Gpu, Tensor};
 
 use super::bindings::{
     self as sys, TRITONBACKEND_Input, TRITONBACKEND_ModelInstance, TRITONBACKEND_Request,
@@ -22,6 +23,8 @@ pub(super) struct Request {
     instance: *mut TRITONBACKEND_ModelInstance,
     /// Whether the last response was sent, or could not be.
     answered: AtomicBool,
+    /// Copies of what lies in a GPU's memory; none is changed or dropped before the request is.
+    copies: Mutex<Vec<Box<[u8]>>>,
 }
 
 // SAFETY: shared with the threads of a stage for `Cancellation` only, whose one
@@ -38,7 +41,12 @@ impl Request {
         raw: *mut TRITONBACKEND_Request,
         instance: *mut TRITONBACKEND_ModelInstance,
     ) -> Option<Self> {
-        NonNull::new(raw).map(|raw| Request { raw, instance, answered: AtomicBool::new(false) })
+        NonNull::new(raw).map(|raw| Request {
+            raw,
+            instance,
+            answered: AtomicBool::new(false),
+            copies: Mutex::default(),
+        })
     }
 
     /// The pointer, for calls about the request.
@@ -106,12 +114,31 @@ impl Request {
             )
         })?;
         if !is_host(memory_type) {
-            return Err(Error::unsupported(format!(
-                "input `{name}`: lies in GPU memory, this build reads host memory only"
-            )));
+            // SAFETY: `len` bytes of that GPU's memory, as Triton says, whose writer is done.
+            let copied = unsafe { self.copy_from_gpu(memory_id, buffer as u64, len) };
+            return copied.map_err(|error| error.context(format_args!("input `{name}`")));
         }
         // SAFETY: `len` bytes of host memory that the request keeps until its release.
         unsafe { slice(buffer.cast::<u8>(), len) }
+    }
+
+    /// The `len` bytes at `address` of GPU `ordinal`'s memory, on the host.
+    ///
+    /// # Safety
+    /// There are as many, and nothing writes them any more.
+    unsafe fn copy_from_gpu(&self, ordinal: i64, address: u64, len: u64) -> Result<&[u8]> {
+        let too_much = || Error::out_of_memory(format_args!("{len} bytes of GPU memory"));
+        let len = usize::try_from(len).map_err(|_| too_much())?;
+        let mut bytes = Vec::new();
+        bytes.try_reserve_exact(len).map_err(|_| too_much())?;
+        bytes.resize(len, 0);
+        // SAFETY: the caller's word.
+        unsafe { Gpu::open(usize::try_from(ordinal).unwrap_or(0))?.read(address, &mut bytes)? };
+        let bytes = bytes.into_boxed_slice();
+        let start = bytes.as_ptr();
+        self.copies.lock().unwrap_or_else(PoisonError::into_inner).push(bytes);
+        // SAFETY: the bytes of a box stay where they are, and boxes stay in `copies` as long as `self`.
+        Ok(unsafe { std::slice::from_raw_parts(start, len) })
     }
 
     /// The names of the outputs that the client wants.

@@ -4,7 +4,7 @@ use std::ffi::CString;
 use std::ptr::{self, NonNull};
 
 use imprompt_error::{Error, Result};
-use imprompt_stage::{Data, Dtype, Tensor};
+use imprompt_stage::{Data, Dtype, Gpu, Tensor};
 
 use super::bindings::{
     self as sys, TRITONBACKEND_Output, TRITONBACKEND_Response, TRITONSERVER_Error,
@@ -66,14 +66,13 @@ impl Response {
             )
         })?;
         match &tensor.data {
-            Data::F32(values) => copy(buffer(&of, output, size_of_val(&**values))?, values),
-            Data::I32(values) => copy(buffer(&of, output, size_of_val(&**values))?, values),
+            Data::F32(values) => fill(&of, output, size_of_val(&**values), copy(values)),
+            Data::I32(values) => fill(&of, output, size_of_val(&**values), copy(values)),
             Data::Bytes(values) => {
                 let len = imprompt_wire::encoded_len(&of, values)?;
-                return imprompt_wire::encode_into(&of, values, buffer(&of, output, len)?);
+                fill(&of, output, len, |bytes| imprompt_wire::encode_into(&of, values, bytes))
             }
         }
-        Ok(())
     }
 
     /// Sends the response, with `error` if there is one; it is the last of its request.
@@ -105,8 +104,14 @@ impl Drop for Response {
     }
 }
 
-/// An output's buffer of `len` bytes, in host memory.
-fn buffer<'a>(of: &str, output: *mut TRITONBACKEND_Output, len: usize) -> Result<&'a mut [u8]> {
+/// Has `write` fill an output's buffer of `len` bytes, which lies in host memory, or in a GPU's where
+/// the client has its own there.
+fn fill(
+    of: &str,
+    output: *mut TRITONBACKEND_Output,
+    len: usize,
+    write: impl FnOnce(&mut [u8]) -> Result<()>,
+) -> Result<()> {
     let mut base = ptr::null_mut();
     let (mut memory_type, mut memory_id) = (sys::TRITONSERVER_MEMORY_CPU, 0);
     // SAFETY: `output` belongs to a response that is not sent yet, and has no buffer so far.
@@ -120,21 +125,27 @@ fn buffer<'a>(of: &str, output: *mut TRITONBACKEND_Output, len: usize) -> Result
         )
     })?;
     if len == 0 {
-        return Ok(&mut []);
-    }
-    if !is_host(memory_type) {
-        return Err(Error::unsupported(format!(
-            "{of}: its buffer lies in GPU memory, this build writes host memory only"
-        )));
+        return write(&mut []);
     }
     if base.is_null() {
         return Err(Error::out_of_memory(format!("{of}: {len} bytes")));
     }
+    if !is_host(memory_type) {
+        let mut bytes = vec![0; len];
+        write(&mut bytes)?;
+        let gpu = Gpu::open(usize::try_from(memory_id).unwrap_or(0))?;
+        // SAFETY: `len` bytes of that GPU's memory for us alone until the response is sent.
+        let written = unsafe { gpu.write(base as u64, &bytes) };
+        return written.map_err(|error| error.context(of));
+    }
     // SAFETY: `len` bytes for us alone until the response is sent; written, never read.
-    Ok(unsafe { std::slice::from_raw_parts_mut(base.cast::<u8>(), len) })
+    write(unsafe { std::slice::from_raw_parts_mut(base.cast::<u8>(), len) })
 }
 
-/// `values` as they lie in memory: Triton's tensors have the machine's byte order.
-fn copy<T: bytemuck::NoUninit>(buffer: &mut [u8], values: &[T]) {
-    buffer.copy_from_slice(bytemuck::cast_slice(values));
+/// Writes `values` as they lie in memory: Triton's tensors have the machine's byte order.
+fn copy<T: bytemuck::NoUninit>(values: &[T]) -> impl FnOnce(&mut [u8]) -> Result<()> {
+    |buffer| {
+        buffer.copy_from_slice(bytemuck::cast_slice(values));
+        Ok(())
+    }
 }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::{Arc, OnceLock};
 
 use cudarc::driver::sys::{CUresult, is_culib_present};
-use cudarc::driver::{CudaContext, DriverError};
+use cudarc::driver::{CudaContext, DriverError, result};
 use imprompt_error::{Error, Kind, Result};
 
 /// What a card's instructions are, such as 8.6.
@@ -106,6 +106,36 @@ impl Device {
     #[must_use]
     pub fn compute_capability(&self) -> ComputeCapability {
         self.compute_capability
+    }
+
+    /// Copies the `into.len()` bytes at `address` of the device to the host, and waits for them.
+    ///
+    /// # Safety
+    /// As many bytes are allocated there, and what wrote them is done.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub unsafe fn read(&self, address: u64, into: &mut [u8]) -> Result<()> {
+        self.context.bind_to_thread().map_err(|error| failed(&error, "the GPU's context"))?;
+        // SAFETY: the caller's word.
+        unsafe { result::memcpy_dtoh_sync(into, address) }
+            .map_err(|error| failed(&error, "reading from the GPU"))
+    }
+
+    /// Copies `from` to `address` of the device, and waits until it is there.
+    ///
+    /// # Safety
+    /// As many bytes are allocated there, and nothing else uses them meanwhile.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub unsafe fn write(&self, address: u64, from: &[u8]) -> Result<()> {
+        self.context.bind_to_thread().map_err(|error| failed(&error, "the GPU's context"))?;
+        // SAFETY: the caller's word. The copy of memory that is not pinned may end after the call:
+        // the device is waited for.
+        unsafe { result::memcpy_htod_sync(address, from) }
+            .and_then(|()| self.context.synchronize())
+            .map_err(|error| failed(&error, "writing to the GPU"))
     }
 
     /// Bytes of its memory: free ones, and all.

@@ -39,6 +39,7 @@ use imprompt_error::{Error, Result};
 use serde::{Deserialize, Serialize};
 
 pub use imprompt_caption::{Load, Watch};
+pub use imprompt_engine::Gpu;
 pub use parameters::Parameters;
 pub use placement::{GpuEngine, Placement};
 pub use request::{Data, Request, Response, Tensor};

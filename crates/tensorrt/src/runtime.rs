@@ -137,8 +137,10 @@ impl TensorRtRuntime {
 /// of their own.
 type Key = (String, usize);
 
-/// What instances share as long as one of them has it.
-struct Shared<T>(Mutex<Option<HashMap<Key, Arc<Mutex<Weak<T>>>>>>);
+/// What instances share as long as one of them has it, by its key.
+struct Shared<T>(Mutex<Option<HashMap<Key, Slot<T>>>>);
+
+type Slot<T> = Arc<Mutex<Weak<T>>>;
 
 /// The engines of this process.
 static SHARED: Shared<Loaded> = Shared(Mutex::new(None));
@@ -150,7 +152,7 @@ impl<T> Shared<T> {
         let slot = {
             let mut slots = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             let slots = slots.get_or_insert_default();
-            let is_used = |slot: &Arc<Mutex<Weak<T>>>| {
+            let is_used = |slot: &Slot<T>| {
                 Arc::strong_count(slot) > 1 || slot.lock().is_ok_and(|weak| weak.strong_count() > 0)
             };
             slots.retain(|_, slot| is_used(slot));

@@ -16,6 +16,9 @@ use crate::{Cache, CacheEntry, CacheSpec, SlotLength};
 /// Alignment of a slab: a cache line, and the widest vector register.
 const ALIGNMENT: usize = 64;
 
+/// Where a graph reads an entry of the cache, and where it writes it.
+pub(super) type Places = (Option<usize>, Option<usize>);
+
 /// Rows of bytes in equal distances.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Rows {
@@ -132,7 +135,7 @@ impl<S: Slab> OnnxCache<S> {
         slots: &Range<usize>,
         inputs: &Ports,
         outputs: &Ports,
-    ) -> Result<Vec<((Option<usize>, Option<usize>), &RawValue)>> {
+    ) -> Result<Vec<(Places, &RawValue)>> {
         if slots.is_empty() || slots.end > self.spec.slots {
             return Err(Error::internal(format!(
                 "slots {} to {} of a cache of {}",

@@ -83,6 +83,7 @@ impl CudaEngine {
     ) -> Result<Vec<Box<dyn Held>>> {
         self.stream.bind()?;
         self.binding.clear();
+        let mut key = Key::default();
         let mut given = 0;
         // What comes from the host is brought over in one copy.
         let mut views: Vec<(usize, TensorView<'_>)> = Vec::with_capacity(inputs.len());
@@ -93,36 +94,31 @@ impl CudaEngine {
                 Input::Held(held) => held.as_any().downcast_ref::<CudaHeld>(),
                 Input::View(_) => None,
             };
-            match (there.and_then(|held| held.pointer(&self.stream)), input) {
-                (Some(value), _) => self.binding.input(&self.inputs.c_names[index], value)?,
+            match (there.filter(|held| held.is_on(&self.stream)), input) {
+                (Some(held), _) => {
+                    key.inputs.push((index, held.address(), held.shape().to_vec()));
+                    self.binding.input(&self.inputs.c_names[index], held.pointer())?;
+                }
                 (None, Input::Held(held)) => views.push((index, held.to_host()?)),
                 (None, Input::View(view)) => views.push((index, *view)),
             }
         }
-        let (addresses, fed) = self.feed(&views)?;
-        for ((index, _), value) in views.iter().zip(&fed) {
+        let fed = self.feed(&views)?;
+        for ((index, view), (address, value)) in views.iter().zip(&fed) {
+            key.inputs.push((*index, *address, view.shape().to_vec()));
             self.binding.input(&self.inputs.c_names[*index], value.pointer())?;
         }
         for name in outputs {
             let index = self.outputs.find(name, "output")?;
+            key.outputs.push(index);
             self.binding.output_on(&self.outputs.c_names[index], &self.memory)?;
         }
-        let mut key = None;
         if let Some((cache, slots)) = cache {
             let cache = cache
                 .as_any_mut()
                 .downcast_mut::<OnnxCache<Buffer>>()
                 .ok_or_else(|| Error::internal("the cache is another runtime's"))?;
-            // Inputs that other runs have made are somewhere else each time.
-            if self.recorded.is_on() && views.len() == inputs.len() {
-                let shapes = views.iter().map(|(_, view)| view.shape().to_vec());
-                let places = outputs.iter().map(|name| self.outputs.find(name, "output"));
-                key = Some(Key {
-                    inputs: addresses.iter().copied().zip(shapes).collect(),
-                    outputs: places.collect::<Result<_>>()?,
-                    cache: (cache.start(), slots.clone()),
-                });
-            }
+            key.cache = Some((cache.start(), slots.clone()));
             for ((input, output), value) in cache.bind(slots, &self.inputs, &self.outputs)? {
                 if let Some(input) = input {
                     given += 1;
@@ -139,10 +135,7 @@ impl CudaEngine {
                 self.inputs.ports.len()
             )));
         }
-        let values = match key {
-            Some(key) => self.run_recorded(key)?,
-            None => self.run_plain()?,
-        };
+        let values = self.run_recorded(key)?;
         // The bound values are in the order they were bound in: outputs first, then the cache's,
         // which belong to the cache.
         let held = |(value, name): (Arc<RawValue>, &&str)| -> Result<Box<dyn Held>> {
@@ -197,21 +190,21 @@ impl CudaEngine {
     }
 
     /// Copies `views` to the device: where they are there, and values over that.
-    fn feed(&mut self, views: &[(usize, TensorView<'_>)]) -> Result<(Vec<u64>, Vec<RawValue>)> {
+    fn feed(&mut self, views: &[(usize, TensorView<'_>)]) -> Result<Vec<(u64, RawValue)>> {
         let parts: Vec<&[u8]> = views.iter().map(|(_, view)| view.data().bytes()).collect();
-        let addresses: Vec<u64> = self.feed.load(&parts)?.collect();
-        let value = |((_, view), &address): (&(usize, TensorView<'_>), &u64)| {
+        let addresses = self.feed.load(&parts)?;
+        let value = |((_, view), address): (&(usize, TensorView<'_>), u64)| {
             let shape: Vec<i64> = view.shape().iter().map(|&length| length as i64).collect();
             let bytes = view.data().bytes().len();
             // SAFETY: the feed holds the bytes of the view there until it is loaded again, which the
             // stream orders behind this run; the value is an input alone and is dropped with it.
-            unsafe {
+            let value = unsafe {
                 let data = address as *mut std::ffi::c_void;
                 RawValue::over(&self.memory, data, bytes, &shape, view.element_type())
-            }
+            };
+            Ok((address, value?))
         };
-        let values = views.iter().zip(&addresses).map(value).collect::<Result<_>>()?;
-        Ok((addresses, values))
+        views.iter().zip(addresses).map(value).collect()
     }
 }
 

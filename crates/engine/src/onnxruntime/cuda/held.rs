@@ -53,9 +53,19 @@ impl CudaHeld {
         })
     }
 
-    /// The value for the API, where a run of `stream` may read it without waiting.
-    pub(super) fn pointer(&self, stream: &Stream) -> Option<*mut OrtValue> {
-        (self.stream.handle() == stream.handle()).then(|| self.value.pointer())
+    /// Whether a run of `stream` may read it without waiting.
+    pub(super) fn is_on(&self, stream: &Stream) -> bool {
+        self.stream.handle() == stream.handle()
+    }
+
+    /// The value for the API.
+    pub(super) fn pointer(&self) -> *mut OrtValue {
+        self.value.pointer()
+    }
+
+    /// Where it is on the device.
+    pub(super) fn address(&self) -> u64 {
+        self.address
     }
 
     fn read(&self) -> Result<Vec<u64>> {

@@ -1,5 +1,5 @@
-//! Runs that a GPU has recorded: a decoder's step is a thousand small kernels, and giving them one by
-//! one takes longer than computing them.
+//! Runs that a GPU has recorded: a decoder's step or an image tower is a thousand small kernels, and
+//! giving them one by one takes longer than computing them.
 //!
 //! What is recorded are addresses. So a recording serves a run whose inputs, cache and outputs are
 //! where they were, and only while nothing else is alive that the session has made: what it computes
@@ -13,18 +13,19 @@ use imprompt_cuda::Graph;
 
 use crate::onnxruntime::held::RawValue;
 
-/// Recordings that are kept: shapes of a decoder's steps, with as many sequences as there are slots.
-const MOST: usize = 256;
+/// Runs that are remembered: shapes of a decoder's steps with as many sequences as there are slots,
+/// or batches of pictures. Texts come in too many shapes to be seen twice soon.
+const MOST: usize = 64;
 
 /// What a recording serves.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct Key {
-    /// Where each input is, and its shape.
-    pub(super) inputs: Vec<(u64, Vec<usize>)>,
+    /// Each input by its place: where it is on the device, and its shape.
+    pub(super) inputs: Vec<(usize, u64, Vec<usize>)>,
     /// The outputs that are asked for, by their places.
     pub(super) outputs: Vec<usize>,
     /// Where the cache is, and the slots of it.
-    pub(super) cache: (usize, Range<usize>),
+    pub(super) cache: Option<(usize, Range<usize>)>,
 }
 
 /// A recorded run and the outputs that it writes.
@@ -104,7 +105,7 @@ mod tests {
     use super::*;
 
     fn key(address: u64) -> Key {
-        Key { inputs: vec![(address, vec![1, 2])], outputs: vec![0], cache: (7, 0..1) }
+        Key { inputs: vec![(0, address, vec![1, 2])], outputs: vec![0], cache: Some((7, 0..1)) }
     }
 
     #[test]
