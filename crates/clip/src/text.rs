@@ -159,8 +159,11 @@ impl TextEncoder {
                 }
             }
         }
-        let of_row = of_row.into_iter();
-        Ok(of_row.flat_map(|index| &embeds[index * dimension..][..dimension]).copied().collect())
+        let mut all = Vec::with_capacity(of_row.len() * dimension);
+        for index in of_row {
+            all.extend_from_slice(&embeds[index * dimension..][..dimension]);
+        }
+        Ok(all)
     }
 
     /// Runs what `rows` share in front, unless the last call did. A single row

@@ -82,10 +82,10 @@ pub fn check_tokenizer(folder: &Path, facts: &ClipFacts, cleaning: Cleaning) -> 
 
 /// Tokens of one run on a GPU: each run is a few hundred kernels, which must be large enough to be
 /// worth giving.
-const GPU_TOKENS_PER_RUN: usize = 16_384;
+const GPU_TOKENS_PER_RUN: usize = 32_768;
 
-/// Most terms have two to eight tokens: two or three runs serve all of a chain's step.
-const GPU_LENGTH_STEP: usize = 4;
+/// Most terms have two to eight tokens: a run or two serve all of a chain's step.
+const GPU_LENGTH_STEP: usize = 8;
 
 /// What the instances of a stage share of the text side.
 pub struct TextModel {
