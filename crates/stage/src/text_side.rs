@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use imprompt_clip::{TextEncoder, TextOptions};
-use imprompt_engine::Runtime;
+use imprompt_engine::{EngineOptions, Runtime};
 use imprompt_error::{Cancellation, Error, Result};
 use imprompt_graph::clip::TEXT_GRAPH;
 use imprompt_graph::{ClipFacts, ClipFamily};
@@ -156,9 +156,10 @@ impl TextModel {
         let options = match placement {
             Placement::Cpu => options,
             Placement::Gpu(_) => TextOptions {
+                // Texts come in too many shapes for one of them to come again soon.
+                engine: EngineOptions { cuda_graphs: false, ..options.engine },
                 tokens_per_run: GPU_TOKENS_PER_RUN,
                 length_step: GPU_LENGTH_STEP,
-                ..options
             },
         };
         let facts = self.facts.clone();

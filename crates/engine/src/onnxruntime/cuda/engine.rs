@@ -170,7 +170,11 @@ impl CudaEngine {
                     (&mut self.binding, &mut self.session, &self.options);
                 let graph = match self.stream.record(|| binding.run(session, options)) {
                     Ok(Some(graph)) => graph,
-                    Ok(None) => return self.run_plain(),
+                    Ok(None) => {
+                        tracing::debug!("{}: runs are not recorded: they need the host", self.name);
+                        self.recorded.stop();
+                        return self.run_plain();
+                    }
                     Err(error) => {
                         tracing::warn!("{}: steps are not recorded: {error}", self.name);
                         self.recorded.stop();

@@ -14,7 +14,7 @@ use imprompt_cuda::Graph;
 use crate::onnxruntime::held::RawValue;
 
 /// Runs that are remembered: shapes of a decoder's steps with as many sequences as there are slots,
-/// or batches of pictures. Texts come in too many shapes to be seen twice soon.
+/// or batches of pictures.
 const MOST: usize = 64;
 
 /// What a recording serves.
