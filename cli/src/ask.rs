@@ -8,7 +8,7 @@ use base64::engine::general_purpose::STANDARD;
 use imprompt_error::Uncancellable;
 use imprompt_kserve::{Client, InferRequest, InferResponse, Values};
 use imprompt_repository::InProcess;
-use imprompt_stage::{Data, GpuEngine, Parameters, Response, Tensor};
+use imprompt_stage::{Data, GpuEngine, Parameters, Placement, Response, Tensor};
 use serde_json::{Map, Value};
 
 use crate::arguments::{Generation, RunEngine, Where};
@@ -258,7 +258,10 @@ pub fn connect(url: &str) -> Result<Client> {
 pub fn repository(place: &Where) -> Result<(PathBuf, Parameters)> {
     let parameters = Parameters {
         threads: place.threads.into(),
-        onnxruntime: installed::onnxruntime(place.onnxruntime.as_deref())?,
+        onnxruntime: installed::onnxruntime(
+            place.onnxruntime.as_deref(),
+            place.device != Placement::Cpu,
+        )?,
         placement: place.device,
         gpu_engine: match place.gpu_engine {
             RunEngine::Auto => GpuEngine::Auto,

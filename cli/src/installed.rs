@@ -61,16 +61,26 @@ pub fn backend() -> Result<PathBuf> {
     })
 }
 
-/// ONNX Runtime: the library named, else one that is found; `None` leaves the search to the engine.
-pub fn onnxruntime(named: Option<&Path>) -> Result<Option<PathBuf>> {
+/// What of ONNX Runtime's CUDA provider lies beside the library that has it.
+pub const PROVIDERS: [&str; 2] =
+    ["libonnxruntime_providers_shared.so", "libonnxruntime_providers_cuda.so"];
+
+/// ONNX Runtime: the library named, else one that is found, `on_gpu` rather one with the CUDA provider;
+/// `None` leaves the search to the engine.
+pub fn onnxruntime(named: Option<&Path>, on_gpu: bool) -> Result<Option<PathBuf>> {
     if let Some(path) = named {
         return match path.is_file() {
             true => Ok(Some(path.to_owned())),
             false => Err(Failure::new(format!("--onnxruntime {}: no such file", path.display()))),
         };
     }
-    let installed = homes().into_iter().flat_map(|home| {
-        libraries(&home.join("onnxruntime/onnxruntime/capi"), "libonnxruntime.so")
+    let packages: &[&str] =
+        if on_gpu { &["onnxruntime-gpu", "onnxruntime"] } else { &["onnxruntime"] };
+    let installed = packages.iter().flat_map(|package| {
+        let folder = Path::new(package).join("onnxruntime/capi");
+        homes()
+            .into_iter()
+            .flat_map(move |home| libraries(&home.join(&folder), "libonnxruntime.so"))
     });
     let container = PathBuf::from("/opt/tritonserver/backends/onnxruntime/libonnxruntime.so");
     match find("IMPROMPT_ONNXRUNTIME", installed.chain([container])) {

@@ -49,7 +49,7 @@ pub fn run(arguments: &Build) -> Result<()> {
         precision,
         gpu,
         threads: arguments.threads.into(),
-        onnxruntime: installed::onnxruntime(arguments.onnxruntime.as_deref())?,
+        onnxruntime: installed::onnxruntime(arguments.onnxruntime.as_deref(), false)?,
     };
     let manifest = imprompt_repository::build(&request, &bars).map_err(|error| {
         let is_missing = error.message().starts_with("TensorRT-RTX could not be opened");

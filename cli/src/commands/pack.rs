@@ -1,9 +1,10 @@
 //! `imprompt pack`.
 
+use std::path::PathBuf;
 use std::time::Instant;
 
 use imprompt_package::PackRequest;
-use imprompt_repository::Progress as _;
+use imprompt_repository::{Manifest, Progress as _};
 
 use crate::arguments::Pack;
 use crate::installed;
@@ -17,13 +18,10 @@ pub fn run(arguments: &Pack) -> Result<()> {
         Some(library) => library.clone(),
         None => installed::backend()?,
     };
-    let companions =
-        match arguments.with_onnxruntime {
-            true => vec![installed::onnxruntime(arguments.onnxruntime.as_deref())?.ok_or_else(
-                || Failure::new("ONNX Runtime was not found").hint("name it: --onnxruntime FILE"),
-            )?],
-            false => vec![],
-        };
+    let companions = match arguments.with_onnxruntime {
+        true => onnxruntime(arguments)?,
+        false => vec![],
+    };
     let request = PackRequest {
         repository: arguments.repository.clone(),
         ensemble: arguments.ensemble.clone(),
@@ -44,4 +42,16 @@ pub fn run(arguments: &Pack) -> Result<()> {
         packed.library
     ));
     Ok(())
+}
+
+/// ONNX Runtime, and for a repository that was built for GPUs its CUDA provider, where it is beside it.
+fn onnxruntime(arguments: &Pack) -> Result<Vec<PathBuf>> {
+    let on_gpu = Manifest::read(&arguments.repository)?.device.as_deref() == Some("gpu");
+    let library = installed::onnxruntime(arguments.onnxruntime.as_deref(), on_gpu)?;
+    let library = library.ok_or_else(|| {
+        Failure::new("ONNX Runtime was not found").hint("name it: --onnxruntime FILE")
+    })?;
+    let providers = installed::PROVIDERS.map(|name| library.with_file_name(name));
+    let providers = providers.into_iter().filter(|path| on_gpu && path.is_file());
+    Ok(std::iter::once(library.clone()).chain(providers).collect())
 }

@@ -8,7 +8,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use imprompt_kserve::Client;
-use imprompt_repository::Manifest;
+use imprompt_repository::{Gpu, Manifest};
 use rustix::process::{Pid, Signal, kill_process};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -28,7 +28,8 @@ pub fn run(arguments: &Serve) -> Result<()> {
     let manifest = Manifest::read(&arguments.repository)?;
     let server = installed::tritonserver()?;
     let backends = Backends::of(&installed::backend()?)?;
-    let onnxruntime = installed::onnxruntime(None)?;
+    let on_gpu = manifest.device.as_deref() == Some("gpu") && Gpu::count()? > 0;
+    let onnxruntime = installed::onnxruntime(None, on_gpu)?;
     let mut command = Command::new(&server);
     command
         .arg("--model-repository")

@@ -29,7 +29,7 @@ pub fn run(arguments: &Vocabulary) -> Result<()> {
             let request = AddTables {
                 sources: build::vocabularies(sources, &bars)?,
                 replace: *replace,
-                onnxruntime: installed::onnxruntime(onnxruntime.as_deref())?,
+                onnxruntime: installed::onnxruntime(onnxruntime.as_deref(), false)?,
             };
             let added =
                 imprompt_repository::add_tables(&repository, &request, &bars).map_err(|error| {
