@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use imprompt_repository::{BuildRequest, GpuEngine, GpuRequest, ModelFolder, Precision, Silent};
 
-use crate::support::{Server, server, with_image};
+use crate::support::{Server, copy_folder, server, with_image};
 
 /// The demo models in the form for ONNX Runtime's CUDA provider.
 fn build(out: &Path) {
@@ -35,8 +35,9 @@ fn a_repository_for_gpus_is_served_where_there_is_none() {
         let text = fs::read_to_string(config(&repository, stage)).unwrap();
         assert!(text.contains("kind: KIND_AUTO"), "{stage}: {text}");
     }
-    // The one that demands a GPU.
-    let demanding = config(&repository, "clip_text");
+    // One that demands a GPU.
+    copy_folder(&repository.join("clip_text"), &repository.join("demanding"));
+    let demanding = config(&repository, "demanding");
     let text = fs::read_to_string(&demanding).unwrap();
     fs::write(&demanding, text.replace("KIND_AUTO", "KIND_GPU")).unwrap();
     let own = Server::start(&[&repository], &[]);
@@ -52,7 +53,7 @@ fn a_repository_for_gpus_is_served_where_there_is_none() {
     assert_eq!(answer.text("prompt").unwrap(), expected.text("prompt").unwrap());
     let index = own.client().repository_index().unwrap();
     let model =
-        index.as_array().unwrap().iter().find(|entry| entry["name"] == "clip_text").unwrap();
+        index.as_array().unwrap().iter().find(|entry| entry["name"] == "demanding").unwrap();
     assert_eq!(model["state"], "UNAVAILABLE", "{index}");
     assert!(model["reason"].as_str().unwrap().contains("GPU"), "{index}");
 }
