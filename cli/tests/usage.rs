@@ -20,6 +20,7 @@ fn help_is_as_written_down() {
         &["vocabulary", "add"],
         &["models"],
         &["bench"],
+        &["check"],
         &["pack"],
         &["push"],
         &["deploy"],

@@ -9,11 +9,15 @@ mod device;
 mod feed;
 mod graph;
 mod memory;
+mod ranking;
 mod rate;
 mod stream;
+mod table;
 
 pub use device::{ComputeCapability, Device};
 pub use feed::Feed;
 pub use graph::Graph;
 pub use memory::{Buffer, Pitch, Span};
+pub use ranking::{Chunks, Ranking};
 pub use stream::Stream;
+pub use table::Table;

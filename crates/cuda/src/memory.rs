@@ -53,7 +53,7 @@ impl Buffer {
                 self.len()
             )));
         }
-        Ok(Span { buffer: self, start, len })
+        Ok(Span { stream: &self.stream, address: self.address() + start as u64, len })
     }
 }
 
@@ -62,15 +62,25 @@ fn fits(start: usize, len: usize, whole: usize) -> bool {
     start.checked_add(len).is_some_and(|end| end <= whole)
 }
 
-/// Bytes inside a [`Buffer`], which lives as long.
+/// Bytes on a device that are allocated as long as it lives, and written by work of one stream alone.
 #[derive(Clone, Copy, Debug)]
 pub struct Span<'b> {
-    buffer: &'b Buffer,
-    start: usize,
+    stream: &'b Stream,
+    address: u64,
     len: usize,
 }
 
-impl Span<'_> {
+impl<'b> Span<'b> {
+    /// The `len` bytes at `address`, of memory that something else owns.
+    ///
+    /// # Safety
+    /// They are allocated as long as `'b` lasts, and what writes them was given to `stream`; memory
+    /// that is freed after that is used by work of `stream` alone.
+    #[must_use]
+    pub unsafe fn over(stream: &'b Stream, address: u64, len: usize) -> Self {
+        Span { stream, address, len }
+    }
+
     /// How many.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -86,13 +96,13 @@ impl Span<'_> {
     /// Where they are on the device.
     #[must_use]
     pub fn address(&self) -> u64 {
-        self.buffer.address() + self.start as u64
+        self.address
     }
 
-    /// The stream that the buffer belongs to.
+    /// The stream that writes them.
     #[must_use]
-    pub fn stream(&self) -> &Stream {
-        &self.buffer.stream
+    pub fn stream(&self) -> &'b Stream {
+        self.stream
     }
 
     /// Copies them to `into`, which is as long, and waits for them.
@@ -103,8 +113,8 @@ impl Span<'_> {
         if into.len() != self.len {
             return Err(Error::internal(format!("{} bytes for {}", into.len(), self.len)));
         }
-        // SAFETY: they lie inside the buffer, and all that writes a buffer is given to its stream.
-        unsafe { self.stream().read(self.address(), into) }
+        // SAFETY: as many are allocated, and all that writes them is given to the stream.
+        unsafe { self.stream.read(self.address(), into) }
     }
 }
 

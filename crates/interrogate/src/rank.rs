@@ -43,24 +43,50 @@ pub fn rank_exact(similarities: &[f32], count: usize) -> Vec<usize> {
 /// ranked once more. That is *not* the global ranking once `count` exceeds what a chunk keeps, and
 /// the second ranking puts the most similar first even if `reverse`: both as the reference does.
 pub fn rank(similarities: &[f32], chunk_size: usize, count: usize, reverse: bool) -> Vec<usize> {
+    let stages = Stages::new(similarities.len(), chunk_size, count);
     let sign = if reverse { -1.0 } else { 1.0 };
-    let chunk_size = chunk_size.max(1);
-    let chunks = similarities.len().div_ceil(chunk_size);
-    let mut best = Best::new(count);
-    if chunks <= 1 {
-        best.add(similarities, 0, sign);
-        return best.indices();
+    let best_of = |(number, chunk): (usize, &[f32])| {
+        let mut kept = Best::new(stages.keep);
+        kept.add(chunk, number * stages.chunk, sign);
+        kept.indices().into_iter().map(|index| (index, similarities[index]))
+    };
+    stages.finish(similarities.chunks(stages.chunk).enumerate().flat_map(best_of))
+}
+
+/// What [`rank`] does, for others to do its first stage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stages {
+    /// Values of a chunk.
+    pub chunk: usize,
+    /// How many of each chunk are kept.
+    pub keep: usize,
+    count: usize,
+    /// Whether what is kept is ranked once more.
+    is_ranked_again: bool,
+}
+
+impl Stages {
+    /// How the best `count` of `length` values are found.
+    #[must_use]
+    pub fn new(length: usize, chunk_size: usize, count: usize) -> Self {
+        let chunk = chunk_size.max(1);
+        let chunks = length.div_ceil(chunk);
+        let is_ranked_again = chunks > 1;
+        // The reference fails where a chunk would keep nothing.
+        let keep = if is_ranked_again { (chunk / chunks).max(1) } else { count };
+        Stages { chunk, keep, count, is_ranked_again }
     }
-    // The reference fails where a chunk would keep nothing.
-    let keep = (chunk_size / chunks).max(1);
-    for (number, chunk) in similarities.chunks(chunk_size).enumerate() {
-        let mut kept = Best::new(keep);
-        kept.add(chunk, number * chunk_size, sign);
-        for index in kept.indices() {
-            best.add(&similarities[index..=index], index, 1.0);
+
+    /// The indices of the best, of what the chunks have kept: indices and values, those of a chunk
+    /// best first.
+    pub fn finish(&self, kept: impl Iterator<Item = (usize, f32)>) -> Vec<usize> {
+        if !self.is_ranked_again {
+            return kept.take(self.count).map(|(index, _)| index).collect();
         }
+        let mut best = Best::new(self.count);
+        kept.for_each(|(index, value)| best.add(&[value], index, 1.0));
+        best.indices()
     }
-    best.indices()
 }
 
 /// The greatest of the values added, equal ones by index.
