@@ -207,11 +207,10 @@ impl TextEncoder {
     ) -> Result<Vec<Box<dyn Held>>> {
         let shared = self.prefix.tokens.len();
         let mut input_ids: Vec<i64> = Vec::with_capacity(rows.len() * length);
-        for row in rows {
-            let own = row.get(shared..).unwrap_or_default();
-            input_ids.extend(own.iter().map(|&id| i64::from(id)));
+        for (number, row) in rows.iter().enumerate() {
+            input_ids.extend(row[shared..].iter().map(|&id| i64::from(id)));
             // Behind the end token stands anything: no token sees what is after it.
-            input_ids.resize(input_ids.len() + length.saturating_sub(own.len()), 0);
+            input_ids.resize((number + 1) * length, 0);
         }
         if self.facts.family == ClipFamily::Siglip {
             let shape = [rows.len(), length];

@@ -116,7 +116,7 @@ impl Device {
     /// # Errors
     /// What the driver says.
     pub unsafe fn read(&self, address: u64, into: &mut [u8]) -> Result<()> {
-        self.context.bind_to_thread().map_err(|error| failed(&error, "the GPU's context"))?;
+        self.bind()?;
         // SAFETY: the caller's word.
         unsafe { result::memcpy_dtoh_sync(into, address) }
             .map_err(|error| failed(&error, "reading from the GPU"))
@@ -130,7 +130,7 @@ impl Device {
     /// # Errors
     /// What the driver says.
     pub unsafe fn write(&self, address: u64, from: &[u8]) -> Result<()> {
-        self.context.bind_to_thread().map_err(|error| failed(&error, "the GPU's context"))?;
+        self.bind()?;
         // SAFETY: the caller's word. The copy of memory that is not pinned may end after the call:
         // the device is waited for.
         unsafe { result::memcpy_htod_sync(address, from) }

@@ -10,6 +10,7 @@
 //! [`onnxruntime`] is the engine of the CPU path.
 
 mod cache;
+mod host_copy;
 pub mod manifest;
 pub mod onnxruntime;
 mod tensor;
@@ -22,6 +23,8 @@ use std::path::{Path, PathBuf};
 use imprompt_error::Result;
 
 pub use imprompt_cuda::Device as Gpu;
+
+pub use host_copy::HostCopy;
 
 pub use cache::{CacheEntry, CacheSpec, SlotLength};
 pub use tensor::{Data, Element, ElementType, TensorView};

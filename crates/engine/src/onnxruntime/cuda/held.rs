@@ -1,15 +1,15 @@
 //! What a run leaves on the device.
 
 use std::any::Any;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use imprompt_cuda::Stream;
-use imprompt_error::{Error, Result};
+use imprompt_error::Result;
 use ort::session::SharedSessionInner;
 use ort::sys::OrtValue;
 
-use crate::onnxruntime::held::{RawValue, check, type_and_shape, view};
-use crate::{ElementType, Held, TensorView};
+use crate::onnxruntime::held::{RawValue, check, type_and_shape};
+use crate::{ElementType, Held, HostCopy, TensorView};
 
 /// A tensor on the device. Its memory is the session's arena's, which gives it to a later run of the
 /// same stream once it is dropped.
@@ -20,8 +20,7 @@ pub(super) struct CudaHeld {
     shape: Vec<usize>,
     address: u64,
     stream: Stream,
-    /// A copy of it, in units that are aligned for every type.
-    host: OnceLock<Vec<u64>>,
+    host: HostCopy,
     _session: Arc<SharedSessionInner>,
     /// Says that an output of the engine is alive.
     _alive: Arc<()>,
@@ -47,7 +46,7 @@ impl CudaHeld {
             shape,
             address: data as u64,
             stream: stream.clone(),
-            host: OnceLock::new(),
+            host: HostCopy::default(),
             _session: session,
             _alive: alive,
         })
@@ -67,20 +66,6 @@ impl CudaHeld {
     pub(super) fn address(&self) -> u64 {
         self.address
     }
-
-    fn read(&self) -> Result<Vec<u64>> {
-        let bytes = self.shape.iter().product::<usize>() * self.element_type.size();
-        let units = bytes.div_ceil(8);
-        let mut host: Vec<u64> = Vec::new();
-        host.try_reserve_exact(units.max(1))
-            .map_err(|_| Error::out_of_memory(format_args!("{bytes} bytes of a run's output")))?;
-        host.resize(units.max(1), 0);
-        // SAFETY: a number's bytes are bytes; as many as the vector has.
-        let into = unsafe { std::slice::from_raw_parts_mut(host.as_mut_ptr().cast::<u8>(), bytes) };
-        // SAFETY: the tensor has as many bytes, and the run that writes it was given to the stream.
-        unsafe { self.stream.read(self.address, into)? };
-        Ok(host)
-    }
 }
 
 impl Held for CudaHeld {
@@ -93,16 +78,10 @@ impl Held for CudaHeld {
     }
 
     fn to_host(&self) -> Result<TensorView<'_>> {
-        let host = match self.host.get() {
-            Some(host) => host,
-            None => {
-                let read = self.read()?;
-                self.host.get_or_init(|| read)
-            }
-        };
-        // SAFETY: `read` gave all elements, in memory aligned for eight bytes that is not written
-        // again.
-        unsafe { view(&self.shape, self.element_type, host.as_ptr().cast()) }
+        self.host.view(&self.shape, self.element_type, |into| {
+            // SAFETY: the tensor has as many bytes, and the run that writes it was given to the stream.
+            unsafe { self.stream.read(self.address, into) }
+        })
     }
 
     fn as_any(&self) -> &dyn Any {

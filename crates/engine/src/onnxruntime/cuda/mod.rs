@@ -8,7 +8,7 @@ mod engine;
 mod held;
 mod recorded;
 
-use std::ffi::{CStr, CString, c_void};
+use std::ffi::CString;
 use std::path::{Path, PathBuf};
 
 use imprompt_cuda::{Device, Stream};
@@ -90,31 +90,26 @@ impl ProviderOptions {
         // SAFETY: the out-pointer is live; what comes back is owned and released by `Drop`.
         check(unsafe { (api.CreateCUDAProviderOptions)(&mut options) }, "the CUDA provider")?;
         let options = ProviderOptions(options);
-        let ordinal = stream.device().ordinal().to_string();
+        let ordinal = CString::new(stream.device().ordinal().to_string())
+            .map_err(|_| Error::internal("a number with a null byte"))?;
         let settings = [
-            ("device_id", ordinal.as_str()),
+            (c"device_id", ordinal.as_c_str()),
             // Float32 is float32: what reduced precision does is said by the graph alone.
-            ("use_tf32", "0"),
+            (c"use_tf32", c"0"),
             // Sums of norms in float32, whatever goes in.
-            ("enable_skip_layer_norm_strict_mode", "1"),
+            (c"enable_skip_layer_norm_strict_mode", c"1"),
             // The one convolution of an image tower is found by rule: trying all takes seconds.
-            ("cudnn_conv_algo_search", "HEURISTIC"),
-            ("arena_extend_strategy", "kSameAsRequested"),
+            (c"cudnn_conv_algo_search", c"HEURISTIC"),
+            (c"arena_extend_strategy", c"kSameAsRequested"),
         ];
-        let owned: Vec<[CString; 2]> = settings
-            .iter()
-            .map(|(key, value)| Ok([CString::new(*key)?, CString::new(*value)?]))
-            .collect::<std::result::Result<_, std::ffi::NulError>>()
-            .map_err(|_| Error::internal("a setting with a null byte"))?;
-        let keys: Vec<_> = owned.iter().map(|[key, _]| key.as_ptr()).collect();
-        let values: Vec<_> = owned.iter().map(|[_, value]| value.as_ptr()).collect();
+        let keys = settings.map(|(key, _)| key.as_ptr());
+        let values = settings.map(|(_, value)| value.as_ptr());
         // SAFETY: as many live C strings as the call is told; the options are live.
         let status = unsafe {
             (api.UpdateCUDAProviderOptions)(options.0, keys.as_ptr(), values.as_ptr(), keys.len())
         };
         check(status, "the CUDA provider's settings")?;
-        let key: &CStr = c"user_compute_stream";
-        let handle: *mut c_void = stream.handle();
+        let (key, handle) = (c"user_compute_stream", stream.handle());
         // SAFETY: the options are live; the stream is kept by every engine that is opened with them.
         let status =
             unsafe { (api.UpdateCUDAProviderOptionsWithValue)(options.0, key.as_ptr(), handle) };
