@@ -22,7 +22,7 @@ const TEXTS: [&str; 6] = [
     "blurry, low quality, a watermark in the corner, cropped, out of frame, jpeg artifacts, grainy",
 ];
 
-/// The ensembles of pictures that are compared, and the modes of `interrogate`.
+/// The modes of `interrogate` that are compared.
 const MODES: [&str; 4] = ["best", "fast", "classic", "negative"];
 
 /// One comparison.
@@ -63,17 +63,7 @@ pub fn run(arguments: &Check) -> Result<()> {
     let gpu = Gpu::open(ordinal)?;
     show_card(&gpu, arguments.json)?;
     let pictures = read(&arguments.pictures.paths)?;
-    let mut both = Both { repository, parameters, arguments, wrong: 0 };
-    both.embeddings("embed_image", questions(&pictures, &[]))?;
-    let texts = TEXTS.map(|text| vec![Tensor::texts("text", vec![text.to_owned()])]);
-    both.embeddings("embed_text", texts.into())?;
-    let tokens = Tensor::i32("max_new_tokens", vec![1, 1], vec![arguments.max_new_tokens]);
-    both.texts("caption", "caption", true, questions(&pictures, std::slice::from_ref(&tokens)))?;
-    for mode in MODES {
-        let mode = Tensor::texts("mode", vec![mode.to_owned()]);
-        both.texts("interrogate", "prompt", false, questions(&pictures, &[mode, tokens.clone()]))?;
-    }
-    match both.wrong {
+    match (Both { repository, parameters, arguments, wrong: 0 }).compare(&pictures)? {
         0 => Ok(()),
         wrong => Err(Failure::new(format!(
             "{wrong} comparisons are worse than asked for (cosine {}, all captions equal)",
@@ -121,6 +111,9 @@ fn questions(pictures: &[Vec<u8>], more: &[Tensor<'static>]) -> Vec<Inputs> {
     pictures.iter().map(one).collect()
 }
 
+/// What a line is about, and the questions of it; at least one.
+type Group = (String, Vec<Inputs>);
+
 /// What is compared, and how much of it was worse than asked for.
 struct Both<'a> {
     repository: PathBuf,
@@ -136,76 +129,106 @@ struct Answers {
 }
 
 impl Both<'_> {
-    fn embeddings(&mut self, ensemble: &str, questions: Vec<Inputs>) -> Result<()> {
-        let Some([cpu, device]) = self.answers(ensemble, &questions)? else { return Ok(()) };
-        let pairs = cpu.responses.iter().zip(&device.responses);
-        let cosines: Vec<f32> = pairs
-            .map(|(left, right)| Ok(cosine(numbers(left)?, numbers(right)?)))
-            .collect::<Result<_>>()?;
-        let least = cosines.iter().copied().fold(f32::INFINITY, f32::min);
-        // Not a number is worse than anything.
-        self.wrong += usize::from(least.is_nan() || least < self.arguments.least_cosine);
-        self.show(&Line {
-            check: ensemble.to_owned(),
-            of: cosines.len(),
-            least_cosine: Some(least),
-            mean_cosine: Some(cosines.iter().sum::<f32>() / cosines.len() as f32),
-            equal: None,
-            cpu_ms: cpu.ms,
-            device_ms: device.ms,
-        })
+    /// Compares all there is, and says how many comparisons were worse than asked for.
+    fn compare(mut self, pictures: &[Vec<u8>]) -> Result<usize> {
+        self.embeddings("embed_image", questions(pictures, &[]))?;
+        let texts = TEXTS.map(|text| vec![Tensor::texts("text", vec![text.to_owned()])]);
+        self.embeddings("embed_text", texts.into())?;
+        let tokens = Tensor::i32("max_new_tokens", vec![1, 1], vec![self.arguments.max_new_tokens]);
+        let captions = questions(pictures, std::slice::from_ref(&tokens));
+        self.texts("caption", "caption", true, vec![("caption".to_owned(), captions)])?;
+        let modes = MODES.map(|mode| {
+            let named = Tensor::texts("mode", vec![mode.to_owned()]);
+            (format!("interrogate {mode}"), questions(pictures, &[named, tokens.clone()]))
+        });
+        self.texts("interrogate", "prompt", false, modes.into())?;
+        Ok(self.wrong)
     }
 
+    fn embeddings(&mut self, ensemble: &str, questions: Vec<Inputs>) -> Result<()> {
+        let groups = [(ensemble.to_owned(), questions)];
+        let Some(answers) = self.answers(ensemble, &groups)? else { return Ok(()) };
+        for ((check, _), [cpu, device]) in groups.into_iter().zip(answers) {
+            let pairs = cpu.responses.iter().zip(&device.responses);
+            let cosines: Vec<f32> = pairs
+                .map(|(left, right)| Ok(cosine(numbers(left)?, numbers(right)?)))
+                .collect::<Result<_>>()?;
+            let least = cosines.iter().copied().fold(f32::INFINITY, f32::min);
+            // Not a number is worse than anything.
+            self.wrong += usize::from(least.is_nan() || least < self.arguments.least_cosine);
+            self.show(&Line {
+                check,
+                of: cosines.len(),
+                least_cosine: Some(least),
+                mean_cosine: Some(cosines.iter().sum::<f32>() / cosines.len() as f32),
+                equal: None,
+                cpu_ms: cpu.ms,
+                device_ms: device.ms,
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Counts equal texts; `must` they be?
     fn texts(
         &mut self,
         ensemble: &str,
         output: &str,
         must: bool,
-        questions: Vec<Inputs>,
+        groups: Vec<Group>,
     ) -> Result<()> {
-        let mode =
-            questions.first().and_then(|inputs| inputs.iter().find(|one| one.name == "mode"));
-        let mode = mode.and_then(|mode| match &mode.data {
-            Data::Bytes(values) => {
-                values.first().map(|one| String::from_utf8_lossy(one).into_owned())
-            }
-            _ => None,
-        });
-        let Some([cpu, device]) = self.answers(ensemble, &questions)? else { return Ok(()) };
-        let pairs = cpu.responses.iter().zip(&device.responses);
-        let equal = pairs.filter(|(left, right)| text(left, output) == text(right, output)).count();
-        let of = cpu.responses.len();
-        self.wrong += usize::from(must && equal < of);
-        let check = mode.map_or(ensemble.to_owned(), |mode| format!("{ensemble} {mode}"));
-        let (cpu_ms, device_ms) = (cpu.ms, device.ms);
-        let (least_cosine, mean_cosine, equal) = (None, None, Some(equal));
-        self.show(&Line { check, of, least_cosine, mean_cosine, equal, cpu_ms, device_ms })
+        let Some(answers) = self.answers(ensemble, &groups)? else { return Ok(()) };
+        for ((check, _), [cpu, device]) in groups.into_iter().zip(answers) {
+            let pairs = cpu.responses.iter().zip(&device.responses);
+            let equal =
+                pairs.filter(|(left, right)| text(left, output) == text(right, output)).count();
+            let of = cpu.responses.len();
+            self.wrong += usize::from(must && equal < of);
+            let (least_cosine, mean_cosine, equal) = (None, None, Some(equal));
+            let (cpu_ms, device_ms) = (cpu.ms, device.ms);
+            self.show(&Line { check, of, least_cosine, mean_cosine, equal, cpu_ms, device_ms })?;
+        }
+        Ok(())
     }
 
-    /// The answers of the processor and of the device; none where the repository lacks the ensemble.
-    fn answers(&self, ensemble: &str, questions: &[Inputs]) -> Result<Option<[Answers; 2]>> {
-        let answer = |placement: Placement| -> Result<Option<Answers>> {
-            let parameters = Parameters { placement, ..self.parameters.clone() };
-            let mut opened = match InProcess::open(&self.repository, ensemble, &parameters) {
-                Ok(opened) => opened,
-                Err(error) if is_lacking(&self.repository, ensemble) => {
-                    talk::say(&format!("{ensemble}: left out: {error}"));
-                    return Ok(None);
-                }
-                Err(error) => return Err(error.into()),
-            };
-            let cancel = &imprompt_error::Uncancellable;
+    /// The answers of the processor and of the device to each group of questions, each of which opens
+    /// the ensemble once; none where the repository lacks it.
+    fn answers(&self, ensemble: &str, groups: &[Group]) -> Result<Option<Vec<[Answers; 2]>>> {
+        let Some(cpu) = self.answers_on(Placement::Cpu, ensemble, groups)? else {
+            return Ok(None);
+        };
+        let Some(device) = self.answers_on(self.parameters.placement, ensemble, groups)? else {
+            return Ok(None);
+        };
+        Ok(Some(cpu.into_iter().zip(device).map(|(cpu, device)| [cpu, device]).collect()))
+    }
+
+    fn answers_on(
+        &self,
+        placement: Placement,
+        ensemble: &str,
+        groups: &[Group],
+    ) -> Result<Option<Vec<Answers>>> {
+        let parameters = Parameters { placement, ..self.parameters.clone() };
+        let mut opened = match InProcess::open(&self.repository, ensemble, &parameters) {
+            Ok(opened) => opened,
+            Err(error) if is_lacking(&self.repository, ensemble) => {
+                talk::say(&format!("{ensemble}: left out: {error}"));
+                return Ok(None);
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let cancel = &imprompt_error::Uncancellable;
+        let mut answer = |(_, questions): &Group| -> Result<Answers> {
             // The first request opens what is opened late.
             opened.run(questions[0].clone(), cancel)?;
             let started = Instant::now();
             let responses = questions.iter().map(|inputs| opened.run(inputs.clone(), cancel));
             let responses = responses.collect::<imprompt_error::Result<Vec<Response>>>()?;
             let ms = started.elapsed().as_secs_f64() * 1e3 / questions.len() as f64;
-            Ok(Some(Answers { responses, ms }))
+            Ok(Answers { responses, ms })
         };
-        let Some(cpu) = answer(Placement::Cpu)? else { return Ok(None) };
-        let Some(device) = answer(self.parameters.placement)? else { return Ok(None) };
-        Ok(Some([cpu, device]))
+        Ok(Some(groups.iter().map(&mut answer).collect::<Result<_>>()?))
     }
 
     fn show(&self, line: &Line) -> Result<()> {
@@ -253,11 +276,48 @@ fn cosine(left: &[f32], right: &[f32]) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::arguments::{Arguments, Command};
+    use clap::Parser as _;
 
     #[test]
     fn cosines_are_of_directions() {
         assert!((cosine(&[1.0, 0.0], &[2.0, 0.0]) - 1.0).abs() < 1e-6);
         assert!(cosine(&[1.0, 0.0], &[0.0, 1.0]).abs() < 1e-6);
         assert!(cosine(&[0.0], &[1.0]).is_nan());
+    }
+
+    /// Both sides on the processor: what is compared is equal, and what is asked for counts.
+    #[test]
+    fn the_processor_agrees_with_itself() {
+        let project = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let (repository, terms) = (folder.path().join("repository"), folder.path().join("terms"));
+        std::fs::create_dir(&terms).unwrap();
+        for table in ["artists", "flavors", "mediums", "movements", "negative"] {
+            std::fs::write(terms.join(format!("{table}.txt")), "a drawing\non white\n").unwrap();
+        }
+        let model = |name: &str| {
+            Some(
+                imprompt_repository::ModelFolder::open(&project.join("models").join(name)).unwrap(),
+            )
+        };
+        let request = imprompt_repository::BuildRequest {
+            clip: model("demo-clip"),
+            captioner: model("demo-blip2"),
+            vocabularies: vec![terms],
+            ..imprompt_repository::BuildRequest::new(&repository)
+        };
+        imprompt_repository::build(&request, &imprompt_repository::Silent).unwrap();
+        let pictures = [std::fs::read(project.join("models/croissant.png")).unwrap()];
+        let wrong = |flags: &[&str]| {
+            let line = [&["imprompt", "check", "a.png", "--json"], flags].concat();
+            let Command::Check(arguments) = Arguments::parse_from(line).command else { panic!() };
+            let (repository, parameters) = (repository.clone(), Parameters::default());
+            let both = Both { repository, parameters, arguments: &arguments, wrong: 0 };
+            both.compare(&pictures).unwrap()
+        };
+        assert_eq!(wrong(&["--max-new-tokens", "4"]), 0);
+        // Neither pictures nor texts are nearer to each other than equal.
+        assert_eq!(wrong(&["--least-cosine", "1.5"]), 2);
     }
 }
