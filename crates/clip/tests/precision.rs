@@ -44,7 +44,11 @@ fn embeds(name: &str, form: Option<Form>, kernels: bool) -> (Vec<f32>, usize, u6
 
 fn encode(folder: &Path, facts: ClipFacts, kernels: bool) -> Vec<f32> {
     let runtime = OnnxRuntime::open(&OnnxRuntimeOptions::default()).expect("ONNX Runtime");
-    let engine = EngineOptions { threads: 2, kernels, ..EngineOptions::default() };
+    let engine = EngineOptions {
+        threads: 2,
+        kernels: kernels.then(Default::default),
+        ..EngineOptions::default()
+    };
     let options = TextOptions { engine, ..TextOptions::default() };
     let end = facts.vocabulary as u32 - 1;
     let row = |first: u32, length: u32| -> Vec<u32> {

@@ -21,6 +21,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use imprompt_error::Result;
+pub use imprompt_kernel::Instructions;
 
 pub use imprompt_cuda::Device as Gpu;
 
@@ -218,9 +219,9 @@ pub struct EngineOptions {
     /// Whether the engine's threads are its own, where the runtime was opened
     /// with a shared pool.
     pub own_threads: bool,
-    /// Whether imprompt's own kernels compute what they can, where the processor has what
-    /// they need.
-    pub kernels: bool,
+    /// The instructions with which imprompt's own kernels compute what they can, where the
+    /// processor has AVX-512 at least; `None` leaves all to the runtime.
+    pub kernels: Option<Instructions>,
     /// Whether a GPU records the steps of a decoder and is then given each as a whole.
     pub cuda_graphs: bool,
 }
@@ -235,7 +236,7 @@ impl Default for EngineOptions {
             arena: true,
             memory_pattern: false,
             own_threads: false,
-            kernels: true,
+            kernels: Some(Instructions::default()),
             cuda_graphs: true,
         }
     }

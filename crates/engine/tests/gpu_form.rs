@@ -32,7 +32,7 @@ fn open(folder: &Path, model: &Path, graph: &Graph, compute: Option<Compute>) ->
     }
     let path = folder.join(format!("{compute:?}.onnx"));
     std::fs::write(&path, &graph.bytes).unwrap();
-    let options = EngineOptions { kernels: false, threads: 1, ..EngineOptions::default() };
+    let options = EngineOptions { kernels: None, threads: 1, ..EngineOptions::default() };
     OnnxRuntime::open(&OnnxRuntimeOptions::default()).unwrap().open(&path, &options).unwrap()
 }
 

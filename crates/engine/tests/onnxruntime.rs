@@ -299,7 +299,7 @@ fn every_option_loads() {
         arena: false,
         memory_pattern: true,
         own_threads: true,
-        kernels: false,
+        kernels: None,
         cuda_graphs: false,
     };
     let mut engine = runtime().open(&path, &options).unwrap();

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use half::f16;
 use imprompt_kernel::quantized::{Quantized, to_int4, to_int8};
-use imprompt_kernel::{Finish, Linear, Parallel, Weight, Weights};
+use imprompt_kernel::{Finish, Instructions, Linear, Parallel, Weight, Weights, has_amx};
 
 struct Threads(usize);
 
@@ -66,7 +66,7 @@ fn main() {
             ),
         ];
         for (form, weights, bytes) in forms {
-            for rows in [1, 8, 33, 512, 1024] {
+            for rows in [1, 8, 33, 257, 1024] {
                 for threads in [1, all] {
                     let name =
                         format!("{form} {inputs} to {outputs}, {rows} rows, {threads} threads");
@@ -74,27 +74,44 @@ fn main() {
                         continue;
                     }
                     let weight = Weight { weights, outputs, inputs };
-                    let linear = Linear { weight, finish: Finish::default() };
-                    let given = vec![0.5; rows * inputs];
-                    let mut out = vec![0.0; rows * outputs];
-                    let mut seconds: Vec<f64> = (0..15)
-                        .map(|_| {
-                            let start = Instant::now();
-                            linear.run(&given, &mut out, &Threads(threads));
-                            start.elapsed().as_secs_f64()
-                        })
-                        .collect();
-                    seconds.sort_by(f64::total_cmp);
-                    let median = seconds[seconds.len() / 2];
-                    let flops = 2.0 * (rows * inputs * outputs) as f64;
-                    println!(
-                        "{name:<48} {:9.3} ms {:7.1} GFLOP/s {:6.1} GB/s of weights",
-                        median * 1e3,
-                        flops / median / 1e9,
-                        bytes as f64 / median / 1e9
-                    );
+                    let kinds: &[Instructions] = match has_amx() {
+                        true => &[Instructions::Avx512, Instructions::Amx],
+                        false => &[Instructions::Avx512],
+                    };
+                    let medians = by_turns(weight, rows, threads, kinds);
+                    for (kind, median) in kinds.iter().zip(medians) {
+                        let flops = 2.0 * (rows * inputs * outputs) as f64;
+                        let kind = format!("{kind:?}").to_lowercase();
+                        println!(
+                            "{name:<44} {kind:<6} {:9.3} ms {:7.1} GFLOP/s {:6.1} GB/s of weights",
+                            median * 1e3,
+                            flops / median / 1e9,
+                            bytes as f64 / median / 1e9
+                        );
+                    }
                 }
             }
         }
     }
+}
+
+/// Median seconds of a layer with each kind of instructions, measured by turns.
+fn by_turns(weight: Weight<'_>, rows: usize, threads: usize, kinds: &[Instructions]) -> Vec<f64> {
+    let given: Vec<f32> =
+        (0..rows * weight.inputs).map(|i| ((i * 7919) % 1003) as f32 / 500.0 - 1.0).collect();
+    let mut out = vec![0.0; rows * weight.outputs];
+    let mut seconds = vec![Vec::new(); kinds.len()];
+    for _ in 0..15 {
+        for (instructions, seconds) in kinds.iter().zip(&mut seconds) {
+            let linear = Linear { weight, finish: Finish::default(), instructions: *instructions };
+            let start = Instant::now();
+            linear.run(&given, &mut out, &Threads(threads));
+            seconds.push(start.elapsed().as_secs_f64());
+        }
+    }
+    let median = |mut seconds: Vec<f64>| {
+        seconds.sort_by(f64::total_cmp);
+        seconds[seconds.len() / 2]
+    };
+    seconds.into_iter().map(median).collect()
 }

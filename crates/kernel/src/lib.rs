@@ -12,9 +12,13 @@
 //! * Bias, activation and residual are applied while the results are in the
 //!   cache ([`Finish`]).
 //!
+//! * AMX multiplies in float32's precision ([`Instructions::Amx`]).
+//!
 //! [`Linear::run`] picks the kernel by the number of rows. [`is_supported`] says
 //! whether this processor can run them; where not, the caller has another way.
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod attention;
 mod cached;
 #[cfg(target_arch = "x86_64")]
@@ -33,6 +37,29 @@ pub use attention::{PrefixAttention, Queries};
 pub use cached::CachedAttention;
 pub use finish::{Activation, Finish};
 pub use linear::{Linear, Parallel, Serial, Weight, Weights};
+
+/// The instructions that matrix products may use, where the processor has them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Instructions {
+    /// Vectors alone, AVX-512.
+    Avx512,
+    /// AMX too, for many rows.
+    #[default]
+    Amx,
+}
+
+/// Whether this process may use AMX: Intel's servers since Sapphire Rapids, Linux since 5.16.
+#[must_use]
+pub fn has_amx() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        amx::is_usable()
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        false
+    }
+}
 
 /// Whether this processor has what the kernels need: AVX-512 F, BW, DQ and VL (Intel's
 /// servers since 2017, AMD's since Zen 4). Weights in 8 and 4 bits need VNNI besides (since

@@ -5,10 +5,14 @@ use std::ops::Range;
 
 use half::{bf16, f16};
 
-use crate::Finish;
+#[cfg(target_arch = "x86_64")]
+use crate::amx::{self, Amx};
 use crate::quantized::{self, INT4_BLOCK, INT4_GROUP, ROW_BLOCK};
 #[cfg(target_arch = "x86_64")]
 use crate::rounded::Rows;
+#[cfg(target_arch = "x86_64")]
+use crate::tile::Line;
+use crate::{Finish, Instructions};
 
 /// A weight matrix `[outputs, inputs]`, row-major, as it lies in its file: little-endian bytes,
 /// aligned or not.
@@ -140,6 +144,8 @@ pub struct Linear<'a> {
     pub weight: Weight<'a>,
     /// What follows the product.
     pub finish: Finish<'a>,
+    /// What it may be computed with.
+    pub instructions: Instructions,
 }
 
 /// Products, and bytes of weights, below which a layer is not worth waking other threads: some tens
@@ -209,6 +215,15 @@ impl Linear<'_> {
     #[cfg(target_arch = "x86_64")]
     fn vectors(&self, rows: &[f32], out: &Out, parallel: &dyn Parallel) {
         let count = out.rows;
+        if self.instructions == Instructions::Amx && amx::pays(&self.weight, count) {
+            SCRATCH.with_borrow_mut(|scratch| {
+                self.piece_by_piece(rows, out, amx::BYTES_AT_ONCE, |linear, rows, out| {
+                    // SAFETY: `pays` says that AMX is usable.
+                    unsafe { linear.many_in_tiles::<Amx>(rows, &mut scratch.lines, out, parallel) };
+                });
+            });
+            return;
+        }
         match self.weight.weights {
             Weights::F32(_) | Weights::F16(_) | Weights::Bf16(_) if count <= FEW_ROWS => {
                 self.few(rows, out, parallel);
@@ -227,28 +242,29 @@ impl Linear<'_> {
                 self.few_rounded(&scratch.rounded, out, parallel);
             }),
             Weights::Int8 { .. } => SCRATCH.with_borrow_mut(|scratch| {
-                self.piece_by_piece(rows, out, |linear, rows, out| {
+                self.piece_by_piece(rows, out, BYTES_AT_ONCE, |linear, rows, out| {
                     linear.many_rounded(rows, scratch, out, parallel);
                 });
             }),
             _ => SCRATCH.with_borrow_mut(|scratch| {
-                self.piece_by_piece(rows, out, |linear, rows, out| {
+                self.piece_by_piece(rows, out, BYTES_AT_ONCE, |linear, rows, out| {
                     linear.many(rows, &mut scratch.packed, out, parallel);
                 });
             }),
         }
     }
 
-    /// Calls `run` with the layer of so many rows at a time as stay in the cache.
+    /// Calls `run` with the layer of so many rows at a time as have about `bytes`.
     #[cfg(target_arch = "x86_64")]
     fn piece_by_piece(
         &self,
         rows: &[f32],
         out: &Out,
+        bytes: usize,
         mut run: impl FnMut(&Linear<'_>, &[f32], &Out),
     ) {
         let Weight { outputs, inputs, .. } = self.weight;
-        let at_once = (BYTES_AT_ONCE / 4 / inputs).max(512);
+        let at_once = (bytes / 4 / inputs).max(512);
         // Of about equal size.
         let at_once = out.rows.div_ceil(out.rows.div_ceil(at_once));
         for first in (0..out.rows).step_by(at_once) {
@@ -295,6 +311,7 @@ impl Out {
 #[derive(Default)]
 pub(crate) struct Scratch {
     pub(crate) packed: Vec<f32>,
+    pub(crate) lines: Vec<Line>,
     pub(crate) words: Vec<i32>,
     pub(crate) rounded: Rows,
 }

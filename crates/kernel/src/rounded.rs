@@ -118,7 +118,7 @@ impl Rows {
     }
 
     /// The words of row `row`.
-    fn words(&self, row: usize) -> *const i32 {
+    pub(crate) fn words(&self, row: usize) -> *const i32 {
         self.values[row * self.padded..][..self.padded].as_ptr().cast()
     }
 }

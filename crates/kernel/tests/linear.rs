@@ -2,7 +2,9 @@
 
 use half::{bf16, f16};
 use imprompt_kernel::quantized::{INT4_GROUP, to_int4, to_int8};
-use imprompt_kernel::{Activation, Finish, Linear, Parallel, Serial, Weight, Weights};
+use imprompt_kernel::{
+    Activation, Finish, Instructions, Linear, Parallel, Serial, Weight, Weights,
+};
 use proptest::prelude::*;
 
 /// Threads of the standard library, to see that parts of the work do not disturb each other.
@@ -147,25 +149,28 @@ fn check(form: Form, rows: usize, inputs: usize, outputs: usize, threads: usize)
         Finish { bias: Some(&bias), activation: Some(Activation::Relu), residual: Some(&residual) };
     let seen = matrix.seen(&given);
     let tolerance = 2e-6 * (inputs as f64).sqrt() + 1e-6;
-    let mut out = vec![f32::NAN; rows * outputs];
-    let linear = Linear { weight: matrix.weight(), finish };
-    match threads {
-        1 => linear.run(&given, &mut out, &Serial),
-        _ => linear.run(&given, &mut out, &Threads(threads)),
-    }
-    for row in 0..rows {
-        for output in 0..outputs {
-            let products = seen[row * inputs..][..inputs]
-                .iter()
-                .zip(&matrix.wide[output * inputs..][..inputs])
-                .map(|(x, w)| x * f64::from(*w));
-            let sum = products.sum::<f64>() + f64::from(bias[output]);
-            let right = sum.max(0.0) + f64::from(residual[row * outputs + output]);
-            let found = f64::from(out[row * outputs + output]);
-            assert!(
-                (found - right).abs() <= tolerance,
-                "{form:?} {rows}x{inputs}x{outputs}: [{row}, {output}] is {found}, not {right}"
-            );
+    // On a processor without AMX both are one.
+    for instructions in [Instructions::Avx512, Instructions::Amx] {
+        let mut out = vec![f32::NAN; rows * outputs];
+        let linear = Linear { weight: matrix.weight(), finish, instructions };
+        match threads {
+            1 => linear.run(&given, &mut out, &Serial),
+            _ => linear.run(&given, &mut out, &Threads(threads)),
+        }
+        for row in 0..rows {
+            for output in 0..outputs {
+                let products = seen[row * inputs..][..inputs]
+                    .iter()
+                    .zip(&matrix.wide[output * inputs..][..inputs])
+                    .map(|(x, w)| x * f64::from(*w));
+                let sum = products.sum::<f64>() + f64::from(bias[output]);
+                let right = sum.max(0.0) + f64::from(residual[row * outputs + output]);
+                let found = f64::from(out[row * outputs + output]);
+                assert!(
+                    (found - right).abs() <= tolerance,
+                    "{form:?} {rows}x{inputs}x{outputs}, {instructions:?}: [{row}, {output}] is {found}, not {right}"
+                );
+            }
         }
     }
 }
@@ -211,7 +216,11 @@ fn layers_that_are_worth_several_threads() {
 fn rows_do_not_depend_on_their_neighbours_in_few_bits() {
     let matrix = Matrix::new(Form::Int8, 96, 300);
     let given = noise(60 * 300, 3);
-    let linear = Linear { weight: matrix.weight(), finish: Finish::default() };
+    let linear = Linear {
+        weight: matrix.weight(),
+        finish: Finish::default(),
+        instructions: Instructions::default(),
+    };
     let mut all = vec![0.0; 60 * 96];
     linear.run(&given, &mut all, &Serial);
     for row in 0..60 {
@@ -227,7 +236,8 @@ fn rows_do_not_depend_on_their_neighbours_in_few_bits() {
 #[should_panic(expected = "the weights do not fill")]
 fn short_weights_are_refused() {
     let weight = Weight { weights: Weights::F32(&[0; 12]), outputs: 2, inputs: 2 };
-    let linear = Linear { weight, finish: Finish::default() };
+    let linear =
+        Linear { weight, finish: Finish::default(), instructions: Instructions::default() };
     linear.run(&[0.0; 2], &mut [0.0; 2], &Serial);
 }
 

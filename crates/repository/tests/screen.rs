@@ -50,7 +50,7 @@ fn prompts_are_those_without_a_screen() {
     for off in [
         Parameters { screen: false, ..parameters() },
         // The runtime's own operators gain nothing by bytes.
-        Parameters { kernels: false, ..parameters() },
+        Parameters { kernels: None, ..parameters() },
     ] {
         assert!(!has_screen(&off));
     }

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use imprompt_engine::Instructions;
 use imprompt_error::{Error, Result};
 
 use crate::{GpuEngine, Placement};
@@ -12,8 +13,9 @@ use crate::{GpuEngine, Placement};
 pub struct Parameters {
     /// Threads of one engine session, and of its passes over label tables; 0: one a core.
     pub threads: usize,
-    /// Whether imprompt's own kernels compute what they can; 0 leaves all to the engine.
-    pub kernels: bool,
+    /// The instructions with which imprompt's own kernels compute what they can; `None` leaves all
+    /// to the engine.
+    pub kernels: Option<Instructions>,
     /// Whether a repository's screen is used, where it has one and the processor multiplies bytes fast.
     pub screen: bool,
     /// The ONNX Runtime library to open; none: looked for in the usual places.
@@ -54,7 +56,7 @@ impl Default for Parameters {
     fn default() -> Self {
         Parameters {
             threads: 0,
-            kernels: true,
+            kernels: Some(Instructions::default()),
             screen: true,
             onnxruntime: None,
             placement: Placement::Cpu,
@@ -100,7 +102,7 @@ impl Parameters {
     pub fn set(&mut self, key: &str, value: &str) -> Result<()> {
         match key {
             "threads" => self.threads = number(key, value, 0, 1_024)?,
-            "kernels" => self.kernels = number(key, value, 0, 1)? == 1,
+            "kernels" => self.kernels = instructions(value)?,
             "screen" => self.screen = number(key, value, 0, 1)? == 1,
             "onnxruntime" => self.onnxruntime = Some(PathBuf::from(value)),
             "cuda_graphs" => self.cuda_graphs = number(key, value, 0, 1)? == 1,
@@ -125,6 +127,17 @@ impl Parameters {
             }
         }
         Ok(())
+    }
+}
+
+fn instructions(value: &str) -> Result<Option<Instructions>> {
+    match value.trim() {
+        "0" => Ok(None),
+        "1" => Ok(Some(Instructions::default())),
+        "avx512" => Ok(Some(Instructions::Avx512)),
+        _ => Err(Error::bad_model(
+            "config.pbtxt: parameter `kernels`: not one of 0 (none), 1 (the fastest here), avx512",
+        )),
     }
 }
 
@@ -163,7 +176,7 @@ mod tests {
             parameters.set(key, value).unwrap();
         }
         assert_eq!((parameters.threads, parameters.max_image_pixels), (7, 7));
-        assert!(!parameters.kernels && !parameters.screen && !parameters.cuda_graphs);
+        assert!(parameters.kernels.is_none() && !parameters.screen && !parameters.cuda_graphs);
         assert_eq!(parameters.gpu_engine, GpuEngine::Cuda);
         assert!(parameters.set("gpu_engine", "7").is_err());
         assert!(parameters.set("thread", "1").is_err());

@@ -89,7 +89,7 @@ impl OnnxRuntime {
 /// Whether an engine of these options computes linear layers in 8 bits in less time than in float32.
 #[must_use]
 pub fn multiplies_bytes(options: &EngineOptions) -> bool {
-    options.kernels && imprompt_kernel::multiplies_bytes()
+    options.kernels.is_some() && imprompt_kernel::multiplies_bytes()
 }
 
 impl Runtime for OnnxRuntime {

@@ -18,7 +18,9 @@ use super::held::{OnnxHeld, RawValue, check};
 use super::ports::Ports;
 use super::slab::{HostSlab, OnnxCache};
 use super::{kernels, lowest_level, status};
-use crate::{Cache, CacheSpec, Engine, EngineOptions, Held, Input, Optimization, Port};
+use crate::{
+    Cache, CacheSpec, Engine, EngineOptions, Held, Input, Instructions, Optimization, Port,
+};
 
 /// A session and the names of its graph.
 #[derive(Debug)]
@@ -39,9 +41,10 @@ impl OnnxEngine {
         }
         let load_error = |error: ort::Error| status::load_error(&error, &name);
         let mut builder = configure(environment, options).map_err(load_error)?;
-        let session = match options.kernels && imprompt_kernel::is_supported() {
-            true => with_kernels(builder, graph, options)?,
-            false => builder.commit_from_file(graph).map_err(load_error)?,
+        let kernels = options.kernels.filter(|_| imprompt_kernel::is_supported());
+        let session = match kernels {
+            Some(instructions) => with_kernels(builder, graph, options.threads, instructions)?,
+            None => builder.commit_from_file(graph).map_err(load_error)?,
         };
         let ports = |outlets| Ports::new(outlets).map_err(|error| error.context(&name));
         let memory =
@@ -210,7 +213,12 @@ impl Engine for OnnxEngine {
 }
 
 /// A session over `graph` with imprompt's kernels in it.
-fn with_kernels(builder: SessionBuilder, graph: &Path, options: &EngineOptions) -> Result<Session> {
+fn with_kernels(
+    builder: SessionBuilder,
+    graph: &Path,
+    threads: usize,
+    instructions: Instructions,
+) -> Result<Session> {
     let name = graph.display();
     let load_error = |error: ort::Error| status::load_error(&error, &name.to_string());
     let bytes =
@@ -219,7 +227,7 @@ fn with_kernels(builder: SessionBuilder, graph: &Path, options: &EngineOptions) 
         .map_err(|error| Error::bad_model(format!("{name} is no ONNX graph: {error}")))?;
     let folder = graph.parent().unwrap_or(Path::new("."));
     let weights = kernels::rewrite(&mut model, folder).map_err(|error| error.context(&name))?;
-    let domain = kernels::domain(weights, options.threads).map_err(load_error)?;
+    let domain = kernels::domain(weights, threads, instructions).map_err(load_error)?;
     // What stays in the graph's charge, norms and embeddings, is looked for beside it.
     let folder = folder
         .to_str()

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use imprompt_kernel::{
-    Activation, CachedAttention, Finish, Linear, Parallel, PrefixAttention, Queries,
+    Activation, CachedAttention, Finish, Instructions, Linear, Parallel, PrefixAttention, Queries,
 };
 use ort::operator::{
     ComputeContext, Kernel, KernelContext, Operator, OperatorDomain, OperatorInput, OperatorOutput,
@@ -15,20 +15,21 @@ use ort::value::{TensorElementType, ValueRef};
 use super::DOMAIN;
 use super::weights::StoredWeight;
 
-/// The operators over `weights`, run with `threads`.
+/// The operators over `weights`, run with `threads` and `instructions`.
 ///
 /// # Errors
 /// What the library reports.
 pub(in super::super) fn domain(
     weights: Vec<StoredWeight>,
     threads: usize,
+    instructions: Instructions,
 ) -> ort::Result<OperatorDomain> {
     let threads = match threads {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
         threads => threads,
     };
     OperatorDomain::new(DOMAIN)?
-        .add(LinearOperator { weights: weights.into(), threads })?
+        .add(LinearOperator { weights: weights.into(), threads, instructions })?
         .add(AttentionOperator { threads })?
         .add(CacheOperator { threads })
 }
@@ -100,6 +101,7 @@ const F32: TensorElementType = TensorElementType::Float32;
 struct LinearOperator {
     weights: Arc<[StoredWeight]>,
     threads: usize,
+    instructions: Instructions,
 }
 
 struct LinearKernel {
@@ -107,6 +109,7 @@ struct LinearKernel {
     weight: usize,
     activation: Option<Activation>,
     threads: usize,
+    instructions: Instructions,
 }
 
 impl Operator for LinearOperator {
@@ -138,6 +141,7 @@ impl Operator for LinearOperator {
             weight,
             activation: activation.checked_sub(1).and_then(|a| ACTIVATIONS.get(a).copied()),
             threads: self.threads,
+            instructions: self.instructions,
         })
     }
 }
@@ -168,7 +172,7 @@ impl Kernel for LinearKernel {
                 residual: residual.map(|(_, data)| data),
             };
             let pool = Pool { context, threads: self.threads };
-            Linear { weight, finish }.run(rows, out, &pool);
+            Linear { weight, finish, instructions: self.instructions }.run(rows, out, &pool);
             Ok(())
         })
     }

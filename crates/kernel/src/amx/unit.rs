@@ -1,0 +1,362 @@
+//! The unit's instructions. The compiler has no stable names for them, so they are written
+//! here, and nowhere else, as assembly.
+
+use std::arch::asm;
+use std::arch::x86_64::{__cpuid, __cpuid_count};
+
+use super::{Sums, TILE_BYTES, TILE_ROWS};
+
+/// What computes a square of sums. [`Amx`] is the real one; the tests have one that any processor
+/// runs, so that everything around it is tested on all of them.
+///
+/// Where a strip of rows is `narrow`, sixteen at most, the second tiles of rows are not read, and the sums are those of
+/// the two halves together.
+pub(crate) trait Unit {
+    /// Calls `work`, in which the other functions may be called.
+    ///
+    /// # Safety
+    /// The unit is usable ([`super::is_usable`]).
+    unsafe fn scope(work: impl FnOnce());
+
+    /// `sums` of the products of `depth` pairs of tiles: weights `[depth][PIECES][2]` tiles of sixteen
+    /// outputs by 32 inputs, rows `[depth][3][2]` tiles of sixteen pairs of inputs by sixteen
+    /// rows of two. Of the pieces 0, 1 and 2 of both sides those products are taken whose numbers add up to two at most.
+    ///
+    /// # Safety
+    /// Inside of [`Unit::scope`]; the tiles are there.
+    unsafe fn floats<const PIECES: usize>(
+        weights: *const u16,
+        rows: *const u16,
+        depth: usize,
+        sums: &mut Sums<f32>,
+        narrow: bool,
+    );
+
+    /// `sums` of the products of `depth` pairs of tiles of bytes: weights `[depth][2]` of sixteen outputs by 64
+    /// inputs, rows `[depth][2]` of sixteen fours of inputs by sixteen rows of four.
+    ///
+    /// # Safety
+    /// As [`Unit::floats`].
+    unsafe fn bytes(
+        weights: *const i8,
+        rows: *const i8,
+        depth: usize,
+        sums: &mut Sums<i32>,
+        narrow: bool,
+    );
+}
+
+/// AMX.
+pub(crate) struct Amx;
+
+/// How the tile registers are parted, as `ldtilecfg` takes it.
+#[repr(C, align(64))]
+struct Shape {
+    palette: u8,
+    start_row: u8,
+    reserved: [u8; 14],
+    row_bytes: [u16; 16],
+    rows: [u8; 16],
+}
+
+/// Eight registers of sixteen rows of 64 bytes.
+static SHAPE: Shape = {
+    let (mut row_bytes, mut rows) = ([0; 16], [0; 16]);
+    let mut register = 0;
+    while register < 8 {
+        row_bytes[register] = 64;
+        rows[register] = TILE_ROWS as u8;
+        register += 1;
+    }
+    Shape { palette: 1, start_row: 0, reserved: [0; 14], row_bytes, rows }
+};
+
+/// The names of Linux: arch/x86/include/uapi/asm/prctl.h, `XFEATURE_XTILE_DATA`.
+const ARCH_REQ_XCOMP_PERM: libc::c_ulong = 0x1023;
+const XTILE_DATA: libc::c_ulong = 18;
+
+/// Whether the processor has bfloat16 and byte tiles and the system lets this process use them.
+pub(super) fn is_there() -> bool {
+    // Leaf 7, edx: bit 22 AMX-BF16, 24 AMX-TILE, 25 AMX-INT8.
+    const WANTED: u32 = 1 << 22 | 1 << 24 | 1 << 25;
+    if __cpuid(0).eax < 7 || __cpuid_count(7, 0).edx & WANTED != WANTED {
+        return false;
+    }
+    // The registers are 8 KiB a thread, so Linux (since 5.16) has each process ask for them; an older one does not know the call.
+    // SAFETY: it changes what this process may do and nothing else.
+    unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XTILE_DATA) == 0 }
+}
+
+/// Gives the registers back, also when the work panics.
+struct Release;
+
+impl Drop for Release {
+    fn drop(&mut self) {
+        // SAFETY: inside of `scope`.
+        unsafe { asm!("tilerelease", options(nostack, nomem, preserves_flags)) };
+    }
+}
+
+/// The left operand: both halves of a piece of the weights, into the registers 4 and 5.
+macro_rules! left {
+    ($first:literal, $second:literal) => {
+        concat!(
+            "tileloadd tmm4, [{w} + {line} + ",
+            $first,
+            "]\n tileloadd tmm5, [{w} + {line} + ",
+            $second,
+            "]\n"
+        )
+    };
+    (0) => {
+        left!("0", "1024")
+    };
+    (1) => {
+        left!("2048", "3072")
+    };
+    (2) => {
+        left!("4096", "5120")
+    };
+}
+
+/// The right operand: both halves of a piece of the rows into the registers 6 and 7, or
+/// of a `narrow` strip the first alone.
+macro_rules! right {
+    ($first:literal, $second:literal) => {
+        concat!(
+            "tileloadd tmm6, [{x} + {line} + ",
+            $first,
+            "]\n tileloadd tmm7, [{x} + {line} + ",
+            $second,
+            "]\n"
+        )
+    };
+    (0) => {
+        right!("0", "1024")
+    };
+    (1) => {
+        right!("2048", "3072")
+    };
+    (2) => {
+        right!("4096", "5120")
+    };
+    (0 narrow) => {
+        "tileloadd tmm6, [{x} + {line}]\n"
+    };
+    (1 narrow) => {
+        "tileloadd tmm6, [{x} + {line} + 2048]\n"
+    };
+    (2 narrow) => {
+        "tileloadd tmm6, [{x} + {line} + 4096]\n"
+    };
+}
+
+/// What is in the registers 4 to 7, onto the sums in 0 to 3.
+macro_rules! add {
+    ($dot:literal) => {
+        concat!(add!($dot even), $dot, " tmm1, tmm4, tmm7\n", $dot, " tmm3, tmm5, tmm7\n")
+    };
+    // Of a narrow strip: by turns onto two sums, for one would wait for itself.
+    ($dot:literal even) => {
+        concat!($dot, " tmm0, tmm4, tmm6\n", $dot, " tmm2, tmm5, tmm6\n")
+    };
+    ($dot:literal odd) => {
+        concat!($dot, " tmm1, tmm4, tmm6\n", $dot, " tmm3, tmm5, tmm6\n")
+    };
+}
+
+/// What a square is made of.
+struct Square<W, S> {
+    weights: *const W,
+    rows: *const W,
+    depth: usize,
+    sums: *mut S,
+}
+
+/// Runs `steps` for each of the pairs of tiles, the weights' and the rows' so many bytes apart, and stores the sums.
+macro_rules! square {
+    ($square:expr, $w_bytes:expr, $x_bytes:expr, [$($step:expr),+ $(,)?]) => {{
+        let Square { weights, rows, depth, sums } = $square;
+        asm!(
+            "tilezero tmm0",
+            "tilezero tmm1",
+            "tilezero tmm2",
+            "tilezero tmm3",
+            "2:",
+            concat!($($step),+),
+            "add {w}, {w_bytes}",
+            "add {x}, {x_bytes}",
+            "dec {depth}",
+            "jnz 2b",
+            "tilestored [{sums} + {line}], tmm0",
+            "tilestored [{sums} + {line} + 1024], tmm1",
+            "tilestored [{sums} + {line} + 2048], tmm2",
+            "tilestored [{sums} + {line} + 3072], tmm3",
+            w = inout(reg) weights => _,
+            x = inout(reg) rows => _,
+            depth = inout(reg) depth => _,
+            sums = in(reg) sums,
+            line = in(reg) 64usize,
+            w_bytes = const $w_bytes,
+            x_bytes = const $x_bytes,
+            options(nostack),
+        )
+    }};
+}
+
+/// Bytes of two tiles: both halves of a piece.
+const PAIR: usize = 2 * TILE_BYTES;
+
+impl Unit for Amx {
+    unsafe fn scope(work: impl FnOnce()) {
+        // SAFETY: the caller asked whether the unit may be used; the shape is 64 bytes.
+        unsafe {
+            asm!("ldtilecfg [{}]", in(reg) &raw const SHAPE, options(nostack, readonly, preserves_flags));
+        }
+        let _release = Release;
+        work();
+    }
+
+    unsafe fn floats<const PIECES: usize>(
+        weights: *const u16,
+        rows: *const u16,
+        depth: usize,
+        sums: &mut Sums<f32>,
+        narrow: bool,
+    ) {
+        assert!(depth > 0);
+        let square = Square { weights, rows, depth, sums: sums.0.as_mut_ptr() };
+        // The small products first, and an operand stays while the other changes.
+        // SAFETY: what the caller promises; the registers are nobody else's inside of `scope`.
+        unsafe {
+            match (PIECES, narrow) {
+                (1, false) => square!(
+                    square,
+                    PAIR,
+                    3 * PAIR,
+                    [
+                        left!(0),
+                        right!(2),
+                        add!("tdpbf16ps"),
+                        right!(1),
+                        add!("tdpbf16ps"),
+                        right!(0),
+                        add!("tdpbf16ps"),
+                    ]
+                ),
+                (1, true) => square!(
+                    square,
+                    PAIR,
+                    3 * PAIR,
+                    [
+                        left!(0),
+                        right!(2 narrow),
+                        add!("tdpbf16ps" even),
+                        right!(1 narrow),
+                        add!("tdpbf16ps" even),
+                        right!(0 narrow),
+                        add!("tdpbf16ps" odd),
+                    ]
+                ),
+                (2, false) => square!(
+                    square,
+                    2 * PAIR,
+                    3 * PAIR,
+                    [
+                        left!(1),
+                        right!(1),
+                        add!("tdpbf16ps"),
+                        right!(0),
+                        add!("tdpbf16ps"),
+                        left!(0),
+                        right!(2),
+                        add!("tdpbf16ps"),
+                        right!(1),
+                        add!("tdpbf16ps"),
+                        right!(0),
+                        add!("tdpbf16ps"),
+                    ]
+                ),
+                (2, true) => square!(
+                    square,
+                    2 * PAIR,
+                    3 * PAIR,
+                    [
+                        left!(1),
+                        right!(1 narrow),
+                        add!("tdpbf16ps" even),
+                        right!(0 narrow),
+                        add!("tdpbf16ps" odd),
+                        left!(0),
+                        right!(2 narrow),
+                        add!("tdpbf16ps" even),
+                        right!(1 narrow),
+                        add!("tdpbf16ps" odd),
+                        right!(0 narrow),
+                        add!("tdpbf16ps" even),
+                    ]
+                ),
+                (_, false) => square!(
+                    square,
+                    3 * PAIR,
+                    3 * PAIR,
+                    [
+                        left!(2),
+                        right!(0),
+                        add!("tdpbf16ps"),
+                        left!(1),
+                        add!("tdpbf16ps"),
+                        right!(1),
+                        add!("tdpbf16ps"),
+                        left!(0),
+                        add!("tdpbf16ps"),
+                        right!(2),
+                        add!("tdpbf16ps"),
+                        right!(0),
+                        add!("tdpbf16ps"),
+                    ]
+                ),
+                (_, true) => square!(
+                    square,
+                    3 * PAIR,
+                    3 * PAIR,
+                    [
+                        left!(2),
+                        right!(0 narrow),
+                        add!("tdpbf16ps" even),
+                        left!(1),
+                        add!("tdpbf16ps" odd),
+                        right!(1 narrow),
+                        add!("tdpbf16ps" even),
+                        left!(0),
+                        add!("tdpbf16ps" odd),
+                        right!(2 narrow),
+                        add!("tdpbf16ps" even),
+                        right!(0 narrow),
+                        add!("tdpbf16ps" odd),
+                    ]
+                ),
+            }
+        }
+    }
+
+    unsafe fn bytes(
+        weights: *const i8,
+        rows: *const i8,
+        depth: usize,
+        sums: &mut Sums<i32>,
+        narrow: bool,
+    ) {
+        assert!(depth > 0);
+        let square = Square { weights, rows, depth, sums: sums.0.as_mut_ptr() };
+        // SAFETY: as in `floats`.
+        unsafe {
+            match narrow {
+                false => square!(square, PAIR, PAIR, [left!(0), right!(0), add!("tdpbssd")]),
+                true => {
+                    square!(square, PAIR, PAIR, [left!(0), right!(0 narrow), add!("tdpbssd" even)])
+                }
+            }
+        }
+    }
+}
