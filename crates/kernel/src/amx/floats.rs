@@ -12,6 +12,8 @@ use crate::tile::{Line, PANEL_SCRATCH, Place, Shared, ask_ahead};
 const INPUTS: usize = 32;
 /// Tiles of inputs that go by before the next square's turn: weights of so many stay in the cache.
 const DEPTH: usize = 32;
+/// Bytes of the pieces of a part's weights.
+const PART_BYTES: usize = 800 << 10;
 /// Pieces of a row.
 const ROW_PIECES: usize = 3;
 /// Values of bfloat16 in a tile.
@@ -289,11 +291,8 @@ impl Linear<'_> {
     }
 }
 
-/// Outputs of a part.
+/// Outputs of a part: two parts a thread, where their weights stay in the cache.
 fn part(outputs: usize, threads: usize, panel_bytes: usize) -> usize {
     let fair = outputs.div_ceil(2 * threads).next_multiple_of(SQUARE);
-    let most =
-        std::env::var("PANEL_BYTES").ok().and_then(|v| v.parse().ok()).unwrap_or(1200usize << 10)
-            / panel_bytes;
-    fair.clamp(SQUARE, most.max(1) * SQUARE)
+    fair.clamp(SQUARE, (PART_BYTES / panel_bytes).max(1) * SQUARE)
 }
