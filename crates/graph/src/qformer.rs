@@ -331,11 +331,7 @@ impl QFormer {
         mask: Option<&Value>,
     ) -> Result<Value> {
         let width = self.hidden_size;
-        let heads = AttentionHeads {
-            heads: self.heads,
-            kv_heads: self.heads,
-            scale: ((width / self.heads) as f32).sqrt().recip(),
-        };
+        let heads = AttentionHeads { heads: self.heads, head_dim: width / self.heads };
         let context = g.attention([query, key, value], mask, heads);
         let context = g.reshape(&context, &[-1, width as i64]);
         let dense = self.projected(g, &format!("{prefix}.output.dense"), &context, width)?;

@@ -1,7 +1,67 @@
-//! Attention of many short sequences behind one shared prefix.
+//! Attention without a cache: of pictures, and of many short sequences behind one shared prefix.
+
+use std::ops::Range;
 
 use crate::linear::Out;
-use crate::{Parallel, Serial};
+use crate::{Instructions, Parallel, Serial};
+
+/// Attention in which every query sees all keys of its batch entry.
+#[derive(Clone, Copy, Debug)]
+pub struct Attention<'a> {
+    /// Heads.
+    pub heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// `[batch * keys_each, heads * head_dim]`.
+    pub keys: &'a [f32],
+    /// `[batch * keys_each, heads * head_dim]`.
+    pub values: &'a [f32],
+    /// Keys of a batch entry.
+    pub keys_each: usize,
+    /// Queries of a batch entry.
+    pub queries_each: usize,
+    /// What it may be computed with.
+    pub instructions: Instructions,
+}
+
+impl Attention<'_> {
+    /// What `queries` `[batch * queries_each, heads * head_dim]` see: softmax of
+    /// `query . key / sqrt(head_dim)` times the values, `[batch * queries_each, heads * head_dim]`. Queries of one batch
+    /// entry serve every batch entry of the keys.
+    ///
+    /// # Panics
+    /// When a slice has not the length its shape asks: the caller has checked shapes.
+    pub fn run(&self, queries: &[f32], out: &mut [f32], parallel: &dyn Parallel) {
+        let Attention { keys_each, queries_each, .. } = *self;
+        let width = self.heads * self.head_dim;
+        let batch = self.keys.len() / (keys_each * width);
+        assert_eq!(self.keys.len(), self.values.len());
+        assert_eq!(self.keys.len(), batch * keys_each * width, "keys of whole batch entries");
+        assert_eq!(out.len(), batch * queries_each * width, "results");
+        let is_shared = queries.len() == queries_each * width;
+        assert!(is_shared || queries.len() == out.len(), "queries");
+        let is_small = batch * keys_each * queries_each * width <= FEW_PRODUCTS;
+        let parallel = if is_small { &Serial } else { parallel };
+        let out = Out { start: out.as_mut_ptr(), outputs: width, rows: batch * queries_each };
+        parallel.run(batch * self.heads, &|part| {
+            let (entry, head) = (part / self.heads, part % self.heads);
+            let first = entry * keys_each * width + head * self.head_dim;
+            let last = (entry + 1) * keys_each * width;
+            let side = |rows| Strided { rows, stride: width, dim: self.head_dim };
+            let query = if is_shared { 0 } else { entry * queries_each * width };
+            let columns = head * self.head_dim..(head + 1) * self.head_dim;
+            let part = Part {
+                shared: [side(&self.keys[first..last]), side(&self.values[first..last])],
+                own: [side(&[]), side(&[])],
+                queries: side(&queries[query + columns.start..]),
+                rows: entry * queries_each..(entry + 1) * queries_each,
+                columns,
+                out: &out,
+            };
+            part.run(|_| 0..0, self.instructions);
+        });
+    }
+}
 
 /// What sequences behind a prefix attend to: the prefix's keys and values, which are there once,
 /// and their own.
@@ -21,6 +81,8 @@ pub struct PrefixAttention<'a> {
     pub values: &'a [f32],
     /// Tokens of each sequence.
     pub length: usize,
+    /// What it may be computed with.
+    pub instructions: Instructions,
 }
 
 /// The queries of a sequence.
@@ -73,76 +135,112 @@ impl PrefixAttention<'_> {
         let parallel = if is_small { &Serial } else { parallel };
         let out = Out { start: out.as_mut_ptr(), outputs: width, rows: wanted };
         let groups = sequences.div_ceil(SEQUENCES);
+        let each = if matches!(queries, Queries::All(_)) { self.length } else { 1 };
         // Heads are parts of their own, so that one long sequence is shared out too.
         parallel.run(groups * self.heads, &|part| {
             let (group, head) = (part / self.heads, part % self.heads);
-            let mut scores = Vec::new();
-            let prefix = Prefix::new(self, head);
-            for sequence in group * SEQUENCES..sequences.min((group + 1) * SEQUENCES) {
-                let range = match queries {
-                    Queries::All(_) => 0..self.length,
-                    Queries::Pooled(_, places) => {
-                        let at = places[sequence] as usize;
-                        at..at + 1
-                    }
-                };
-                for place in range {
-                    let row = match queries {
-                        Queries::All(_) => sequence * self.length + place,
-                        Queries::Pooled(..) => sequence,
-                    };
-                    let columns = head * self.head_dim..(head + 1) * self.head_dim;
-                    let query = &rows[row * width..][columns.clone()];
-                    // SAFETY: each part has a head of its sequences.
-                    let seen = unsafe { out.part(row, columns) };
-                    let own = sequence * self.length..sequence * self.length + place + 1;
-                    self.see((head, &prefix), query, own, &mut scores, seen);
+            let sequences = group * SEQUENCES..sequences.min((group + 1) * SEQUENCES);
+            let size = self.prefix_keys.len() / self.heads;
+            let of_prefix = head * size..(head + 1) * size;
+            let columns = head * self.head_dim..(head + 1) * self.head_dim;
+            let side = |rows, stride| Strided { rows, stride, dim: self.head_dim };
+            let part = Part {
+                shared: [
+                    side(&self.prefix_keys[of_prefix.clone()], self.head_dim),
+                    side(&self.prefix_values[of_prefix], self.head_dim),
+                ],
+                own: [
+                    side(&self.keys[columns.start..], width),
+                    side(&self.values[columns.start..], width),
+                ],
+                queries: side(&rows[sequences.start * each * width + columns.start..], width),
+                rows: sequences.start * each..sequences.end * each,
+                columns,
+                out: &out,
+            };
+            let own = |row: usize| match queries {
+                Queries::All(_) => row / self.length * self.length..row + 1,
+                Queries::Pooled(_, places) => {
+                    let start = row * self.length;
+                    start..start + places[row] as usize + 1
                 }
-            }
+            };
+            part.run(own, self.instructions);
         });
     }
+}
 
-    /// One query's view of the prefix and of the tokens `own`.
-    fn see(
-        &self,
-        (head, prefix): (usize, &Prefix<'_>),
-        query: &[f32],
-        own: std::ops::Range<usize>,
-        scores: &mut Vec<f32>,
-        seen: &mut [f32],
-    ) {
-        let (dim, width) = (self.head_dim, self.heads * self.head_dim);
-        let own = own.start * width + head * dim..own.end * width;
-        let keys = Strided { rows: &self.keys[own.clone()], stride: width, dim };
-        let values = Strided { rows: &self.values[own], stride: width, dim };
-        let scale = 1.0 / (dim as f32).sqrt();
-        scores.clear();
+/// A head's queries and what they see.
+pub(crate) struct Part<'a> {
+    /// Keys and values that all of them see.
+    pub(crate) shared: [Strided<'a>; 2],
+    /// Keys and values of which each sees some.
+    pub(crate) own: [Strided<'a>; 2],
+    /// From the first on.
+    pub(crate) queries: Strided<'a>,
+    /// Where the results are.
+    pub(crate) rows: Range<usize>,
+    pub(crate) columns: Range<usize>,
+    pub(crate) out: &'a Out,
+}
+
+impl Part<'_> {
+    /// Computes all; `own` gives what of the own keys the query of a result's row sees.
+    fn run(&self, own: impl Fn(usize) -> Range<usize>, instructions: Instructions) {
         #[cfg(target_arch = "x86_64")]
-        if crate::is_supported() {
-            // SAFETY: the processor has the features.
-            unsafe { vectors::see((query, scale), prefix, (keys, values), scores, seen) };
+        if instructions == Instructions::Amx && crate::amx::attention::pays(self) {
+            // SAFETY: `pays` says that AMX is usable; the results are this part's.
+            unsafe { crate::amx::attention::run::<crate::amx::Amx>(self, own) };
             return;
         }
-        let prefix_keys = Strided { rows: prefix.keys, stride: dim, dim };
-        for key in prefix_keys.iter().chain(keys.iter()) {
-            scores.push(scale * query.iter().zip(key).map(|(q, k)| q * k).sum::<f32>());
-        }
-        let highest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        scores.iter_mut().for_each(|score| *score = (*score - highest).exp());
-        let sum: f32 = scores.iter().sum();
-        seen.fill(0.0);
-        for (weight, value) in scores.iter().zip(prefix.values.iter().chain(values.iter())) {
-            seen.iter_mut().zip(value).for_each(|(seen, value)| *seen += weight / sum * value);
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = instructions;
+        let prefix = Prefix::new(self.shared);
+        let mut scores = Vec::new();
+        for (query, row) in self.queries.iter().zip(self.rows.clone()) {
+            // SAFETY: each part has a head of its rows.
+            let seen = unsafe { self.out.part(row, self.columns.clone()) };
+            let own = self.own.map(|side| side.part(own(row)));
+            see(query, &prefix, own, &mut scores, seen);
         }
     }
 }
 
-/// A head's part of the prefix.
+/// One query's view of the prefix and of the tokens `own`.
+fn see(
+    query: &[f32],
+    prefix: &Prefix<'_>,
+    own: [Strided<'_>; 2],
+    scores: &mut Vec<f32>,
+    seen: &mut [f32],
+) {
+    let scale = 1.0 / (query.len() as f32).sqrt();
+    scores.clear();
+    #[cfg(target_arch = "x86_64")]
+    if crate::is_supported() {
+        // SAFETY: the processor has the features.
+        unsafe { vectors::see((query, scale), prefix, own.into(), scores, seen) };
+        return;
+    }
+    let [keys, values] = own;
+    for key in prefix.keys.iter().chain(keys.iter()) {
+        scores.push(scale * query.iter().zip(key).map(|(q, k)| q * k).sum::<f32>());
+    }
+    let highest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    scores.iter_mut().for_each(|score| *score = (*score - highest).exp());
+    let sum: f32 = scores.iter().sum();
+    seen.fill(0.0);
+    for (weight, value) in scores.iter().zip(prefix.values.iter().chain(values.iter())) {
+        seen.iter_mut().zip(value).for_each(|(seen, value)| *seen += weight / sum * value);
+    }
+}
+
+/// Keys and values that all queries of a part see.
 struct Prefix<'a> {
     #[cfg_attr(target_arch = "x86_64", allow(dead_code))]
-    keys: &'a [f32],
+    keys: Strided<'a>,
     values: Strided<'a>,
-    /// Tokens of it.
+    /// How many they are.
     length: usize,
     /// The keys as `[head_dim, padded]`, a multiple of sixteen: a query meets sixteen at once.
     #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
@@ -150,33 +248,40 @@ struct Prefix<'a> {
 }
 
 impl<'a> Prefix<'a> {
-    fn new(attention: &PrefixAttention<'a>, head: usize) -> Self {
-        let dim = attention.head_dim;
-        let size = attention.prefix_keys.len() / attention.heads;
-        let keys = &attention.prefix_keys[head * size..(head + 1) * size];
-        let values = &attention.prefix_values[head * size..(head + 1) * size];
-        let length = size / dim;
+    fn new([keys, values]: [Strided<'a>; 2]) -> Self {
+        let length = keys.len();
         let padded = length.next_multiple_of(16);
-        let mut columns = vec![0.0; dim * padded];
-        for (place, key) in keys.chunks_exact(dim).enumerate() {
+        let mut columns = vec![0.0; keys.dim * padded];
+        for (place, key) in keys.iter().enumerate() {
             for (at, value) in key.iter().enumerate() {
                 columns[at * padded + place] = *value;
             }
         }
-        Prefix { keys, values: Strided { rows: values, stride: dim, dim }, length, columns }
+        Prefix { keys, values, length, columns }
     }
 }
 
 /// Rows of `dim` that begin `stride` apart.
 #[derive(Clone, Copy)]
-struct Strided<'a> {
-    rows: &'a [f32],
-    stride: usize,
-    dim: usize,
+pub(crate) struct Strided<'a> {
+    pub(crate) rows: &'a [f32],
+    pub(crate) stride: usize,
+    pub(crate) dim: usize,
 }
 
 impl<'a> Strided<'a> {
-    fn iter(self) -> impl Iterator<Item = &'a [f32]> {
+    /// How many they are.
+    pub(crate) fn len(self) -> usize {
+        self.rows.len().div_ceil(self.stride)
+    }
+
+    /// The rows of `range`.
+    pub(crate) fn part(self, range: Range<usize>) -> Self {
+        let end = (range.end * self.stride).min(self.rows.len());
+        Strided { rows: &self.rows[(range.start * self.stride).min(end)..end], ..self }
+    }
+
+    pub(crate) fn iter(self) -> impl Iterator<Item = &'a [f32]> {
         let dim = self.dim;
         self.rows.chunks(self.stride).map(move |row| &row[..dim])
     }

@@ -33,7 +33,7 @@ mod rounded;
 #[cfg(target_arch = "x86_64")]
 mod tile;
 
-pub use attention::{PrefixAttention, Queries};
+pub use attention::{Attention, PrefixAttention, Queries};
 pub use cached::CachedAttention;
 pub use finish::{Activation, Finish};
 pub use linear::{Linear, Parallel, Serial, Weight, Weights};

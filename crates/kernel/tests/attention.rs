@@ -1,13 +1,42 @@
 //! Attention behind a prefix, and to a cache, against float64.
 
-use imprompt_kernel::{CachedAttention, PrefixAttention, Queries, Serial};
+use imprompt_kernel::{Attention, CachedAttention, Instructions, PrefixAttention, Queries, Serial};
 
 fn noise(count: usize, seed: u64) -> Vec<f32> {
     let wave = |i: usize| ((i as u64 * 7919 + seed * 104_729) % 4099) as f32 / 2048.0 - 1.0;
     (0..count).map(wave).collect()
 }
 
+/// On a processor without AMX both are one.
+const BOTH: [Instructions; 2] = [Instructions::Avx512, Instructions::Amx];
+
+/// Softmax of the scores times the values, by column.
+fn right(query: &[f32], seen: &[(&[f32], &[f32])]) -> Vec<f64> {
+    let dim = query.len();
+    let dot = |key: &[f32]| -> f64 {
+        query.iter().zip(key).map(|(q, k)| f64::from(*q) * f64::from(*k)).sum()
+    };
+    let weights: Vec<f64> =
+        seen.iter().map(|(key, _)| (dot(key) / (dim as f64).sqrt()).exp()).collect();
+    let total: f64 = weights.iter().sum();
+    let column =
+        |at: usize| seen.iter().zip(&weights).map(|((_, v), w)| w / total * f64::from(v[at])).sum();
+    (0..dim).map(column).collect()
+}
+
 fn check(heads: usize, dim: usize, prefix: usize, sequences: usize, length: usize) {
+    for instructions in BOTH {
+        check_with(instructions, heads, dim, prefix, [sequences, length]);
+    }
+}
+
+fn check_with(
+    instructions: Instructions,
+    heads: usize,
+    dim: usize,
+    prefix: usize,
+    [sequences, length]: [usize; 2],
+) {
     let width = heads * dim;
     let (keys, values) =
         (noise(sequences * length * width, 1), noise(sequences * length * width, 2));
@@ -21,6 +50,7 @@ fn check(heads: usize, dim: usize, prefix: usize, sequences: usize, length: usiz
         keys: &keys,
         values: &values,
         length,
+        instructions,
     };
     let mut all = vec![f32::NAN; queries.len()];
     attention.run(Queries::All(&queries), &mut all, &Serial);
@@ -34,15 +64,7 @@ fn check(heads: usize, dim: usize, prefix: usize, sequences: usize, length: usiz
                 .map(|at| (&prefix_keys[of_prefix(at)..], &prefix_values[of_prefix(at)..]))
                 .chain((0..=place).map(|at| (&keys[own(at)..], &values[own(at)..])))
                 .collect();
-            let dot = |key: &[f32]| -> f64 {
-                query.iter().zip(key).map(|(q, k)| f64::from(*q) * f64::from(*k)).sum()
-            };
-            let weights: Vec<f64> =
-                seen.iter().map(|(key, _)| (dot(key) / (dim as f64).sqrt()).exp()).collect();
-            let total: f64 = weights.iter().sum();
-            for at in 0..dim {
-                let values = seen.iter().zip(&weights);
-                let right: f64 = values.map(|((_, v), w)| w / total * f64::from(v[at])).sum();
+            for (at, right) in right(query, &seen).into_iter().enumerate() {
                 let found = f64::from(all[row * width + head * dim + at]);
                 assert!((found - right).abs() < 1e-6, "row {row}, head {head}: {found}, {right}");
             }
@@ -55,7 +77,9 @@ fn check(heads: usize, dim: usize, prefix: usize, sequences: usize, length: usiz
     let mut some = vec![f32::NAN; pooled.len()];
     attention.run(Queries::Pooled(&pooled, &places), &mut some, &Serial);
     for (sequence, found) in some.chunks_exact(width).enumerate() {
-        assert_eq!(found, &all[row_of(sequence) * width..][..width]);
+        for (found, right) in found.iter().zip(&all[row_of(sequence) * width..]) {
+            assert!((found - right).abs() < 1e-6, "sequence {sequence}: {found}, {right}");
+        }
     }
 }
 
@@ -63,8 +87,52 @@ fn check(heads: usize, dim: usize, prefix: usize, sequences: usize, length: usiz
 fn tokens_see_the_prefix_and_those_before_them() {
     for (heads, dim) in [(1, 64), (3, 20), (2, 7), (12, 16)] {
         for prefix in [0, 1, 30] {
-            for (sequences, length) in [(1, 1), (1, 9), (11, 3)] {
+            for (sequences, length) in [(1, 1), (1, 9), (11, 3), (60, 5)] {
                 check(heads, dim, prefix, sequences, length);
+            }
+        }
+    }
+}
+
+#[test]
+fn every_query_sees_all_keys_of_its_entry() {
+    for (heads, dim) in [(1, 64), (3, 20), (2, 7), (2, 88)] {
+        for (batch, queries, keys) in [(1, 1, 1), (2, 17, 16), (1, 33, 50), (3, 40, 70), (2, 1, 33)]
+        {
+            for (is_shared, instructions) in [(false, BOTH[0]), (false, BOTH[1]), (true, BOTH[1])] {
+                let width = heads * dim;
+                let given = noise(if is_shared { 1 } else { batch } * queries * width, 5);
+                let (all_keys, values) =
+                    (noise(batch * keys * width, 1), noise(batch * keys * width, 2));
+                let attention = Attention {
+                    heads,
+                    head_dim: dim,
+                    keys: &all_keys,
+                    values: &values,
+                    keys_each: keys,
+                    queries_each: queries,
+                    instructions,
+                };
+                let mut all = vec![f32::NAN; batch * queries * width];
+                attention.run(&given, &mut all, &Serial);
+                for row in 0..batch * queries {
+                    for head in 0..heads {
+                        let entry = row / queries;
+                        let place = if is_shared { row % queries } else { row };
+                        let query = &given[place * width + head * dim..][..dim];
+                        let key = |at: usize| (entry * keys + at) * width + head * dim;
+                        let seen: Vec<(&[f32], &[f32])> = (0..keys)
+                            .map(|at| (&all_keys[key(at)..], &values[key(at)..]))
+                            .collect();
+                        for (at, right) in right(query, &seen).into_iter().enumerate() {
+                            let found = f64::from(all[row * width + head * dim + at]);
+                            assert!(
+                                (found - right).abs() < 1e-6,
+                                "{batch} {queries} {keys} {instructions:?}: row {row}, head {head}: {found}, {right}"
+                            );
+                        }
+                    }
+                }
             }
         }
     }
@@ -82,6 +150,7 @@ fn an_index_behind_the_sequence_is_refused() {
         keys: &ones,
         values: &ones,
         length: 2,
+        instructions: Instructions::default(),
     };
     attention.run(Queries::Pooled(&ones[..2], &[2]), &mut [0.0; 2], &Serial);
 }

@@ -226,7 +226,8 @@ fn with_kernels(
     let mut model = imprompt_onnx::Model::decode(bytes.as_slice())
         .map_err(|error| Error::bad_model(format!("{name} is no ONNX graph: {error}")))?;
     let folder = graph.parent().unwrap_or(Path::new("."));
-    let weights = kernels::rewrite(&mut model, folder).map_err(|error| error.context(&name))?;
+    let weights =
+        kernels::rewrite(&mut model, folder, instructions).map_err(|error| error.context(&name))?;
     let domain = kernels::domain(weights, threads, instructions).map_err(load_error)?;
     // What stays in the graph's charge, norms and embeddings, is looked for beside it.
     let folder = folder

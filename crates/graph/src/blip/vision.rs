@@ -176,11 +176,7 @@ impl BlipVision {
         let qkv = g.reshape(&qkv, &[-1, self.positions() as i64, 3 * width as i64]);
         let sizes = g.ints(&[width as i64; 3]);
         let parts = g.split(&qkv, &sizes, 3, -1);
-        let heads = AttentionHeads {
-            heads: self.heads,
-            kv_heads: self.heads,
-            scale: ((width / self.heads) as f32).sqrt().recip(),
-        };
+        let heads = AttentionHeads { heads: self.heads, head_dim: width / self.heads };
         let context = g.attention([&parts[0], &parts[1], &parts[2]], None, heads);
         let context = g.reshape(&context, &[-1, width as i64]);
         let name = format!("{prefix}.self_attn.projection");

@@ -55,15 +55,13 @@ pub struct LinearWeights<'a> {
     pub bias: bool,
 }
 
-/// The head sizes and scale of an attention.
+/// The heads of an attention.
 #[derive(Clone, Copy, Debug)]
 pub struct AttentionHeads {
-    /// Heads of the queries.
+    /// Heads, of queries, keys and values.
     pub heads: usize,
-    /// Heads of the keys and values.
-    pub kv_heads: usize,
-    /// What the scores are multiplied by.
-    pub scale: f32,
+    /// Width of one.
+    pub head_dim: usize,
 }
 
 impl GraphBuilder<'_> {
@@ -156,8 +154,8 @@ impl GraphBuilder<'_> {
         Ok(self.nodes("Conv", &inputs, 1, &attributes).swap_remove(0))
     }
 
-    /// Opset 23 `Attention` over `[batch, length, heads * width]` tensors, with
-    /// an additive float or boolean mask that broadcasts to
+    /// Opset 23 `Attention` over `[batch, length, heads * head_dim]` tensors, scaled by
+    /// `1 / sqrt(head_dim)`, with an additive float or boolean mask that broadcasts to
     /// `[batch, heads, queries, keys]`.
     ///
     /// TensorRT has kernels for it in float16; in float32 it refuses, use
@@ -168,14 +166,20 @@ impl GraphBuilder<'_> {
         mask: Option<&Value>,
         heads: AttentionHeads,
     ) -> Value {
+        let AttentionHeads { heads, head_dim } = heads;
         let mut inputs = vec![Some(query), Some(key), Some(value)];
         inputs.extend(mask.map(Some));
         let attributes = [
-            ("kv_num_heads", Attribute::Int(heads.kv_heads as i64)),
-            ("q_num_heads", Attribute::Int(heads.heads as i64)),
-            ("scale", Attribute::Float(heads.scale)),
+            ("kv_num_heads", Attribute::Int(heads as i64)),
+            ("q_num_heads", Attribute::Int(heads as i64)),
+            ("scale", Attribute::Float((head_dim as f32).sqrt().recip())),
         ];
-        self.nodes("Attention", &inputs, 1, &attributes).swap_remove(0)
+        let write =
+            |graph: &mut Self| graph.nodes("Attention", &inputs, 1, &attributes).swap_remove(0);
+        match mask {
+            None => self.fused("Attention", &inputs, &[("heads", heads as i64)], write),
+            Some(_) => write(self),
+        }
     }
 
     /// Attention over `[batch, heads, length, width]` tensors in plain

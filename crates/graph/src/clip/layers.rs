@@ -115,6 +115,21 @@ pub(super) fn attend(
     [query, key, value]: &[Value; 3],
     [queries, keys]: [usize; 2],
 ) -> Value {
+    let sides = [query, key, value].map(Some);
+    let size = |value: usize| value as i64;
+    let attributes =
+        [("heads", size(tower.heads)), ("queries", size(queries)), ("keys", size(keys))];
+    graph.fused("Attention", &sides, &attributes, |graph| {
+        look(graph, tower, [query, key, value], [queries, keys])
+    })
+}
+
+fn look(
+    graph: &mut GraphBuilder<'_>,
+    tower: &Tower,
+    [query, key, value]: [&Value; 3],
+    [queries, keys]: [usize; 2],
+) -> Value {
     let mut heads = |data: &Value, length: usize| {
         let shape = [-1, length as i64, tower.heads as i64, tower.head_dim() as i64];
         let parted = graph.reshape(data, &shape);

@@ -7,12 +7,15 @@
 //!   Intelligence Datatype For Higher-Precision Computations*, 2019). A float16 weight
 //!   is the sum of two: five products. A bfloat16 weight is one: three.
 //! * [`bytes`]: int8 weights and rows, 32 bit sums.
+//! * [`attention`]: of float32, as [`floats`].
 //!
 //! Both compute [`SQUARE`] outputs for as many rows at a time, weights on the left: they stay as
 //! they lie, and the rows are turned, once a layer.
 
-pub(crate) mod bytes;
-pub(crate) mod floats;
+pub(crate) mod attention;
+mod bytes;
+mod floats;
+mod pieces;
 mod unit;
 
 #[cfg(test)]

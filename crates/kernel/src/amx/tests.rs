@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 
 use half::{bf16, f16};
 
-use super::floats::pieces;
+use super::pieces::pieces;
 use super::{Amx, SQUARE, Sums, TILE_ROWS, Unit, is_usable};
 use crate::linear::{Linear, Out, Serial, Weight, Weights};
 use crate::quantized::{ROW_BLOCK, to_int8};

@@ -1,11 +1,12 @@
-//! The operators: `Linear`, `PrefixAttention` and `CachedAttention`.
+//! The operators: `Linear`, `Attention`, `PrefixAttention` and `CachedAttention`.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use imprompt_kernel::{
-    Activation, CachedAttention, Finish, Instructions, Linear, Parallel, PrefixAttention, Queries,
+    Activation, Attention, CachedAttention, Finish, Instructions, Linear, Parallel,
+    PrefixAttention, Queries,
 };
 use ort::operator::{
     ComputeContext, Kernel, KernelContext, Operator, OperatorDomain, OperatorInput, OperatorOutput,
@@ -30,7 +31,8 @@ pub(in super::super) fn domain(
     };
     OperatorDomain::new(DOMAIN)?
         .add(LinearOperator { weights: weights.into(), threads, instructions })?
-        .add(AttentionOperator { threads })?
+        .add(AttentionOperator { threads, instructions })?
+        .add(PrefixOperator { threads, instructions })?
         .add(CacheOperator { threads })
 }
 
@@ -178,21 +180,119 @@ impl Kernel for LinearKernel {
     }
 }
 
-/// `PrefixAttention(query, key, value, prefix_keys, prefix_values, last_index)`, of the attributes
-/// `heads`, `layer` and `pooled`, as `crates/graph` writes it for CLIP's text tower.
+/// The operator's name, in graphs too.
+pub(super) const ATTENTION: &str = "Attention";
+
+/// `Attention(query, key, value)`, of the attribute `heads`, over `[batch, length, width]`; of
+/// `[batch * length, width]` the attributes `queries` and `keys` are the lengths. As `crates/graph` writes it for
+/// encoders.
 struct AttentionOperator {
     threads: usize,
+    instructions: Instructions,
 }
 
 struct AttentionKernel {
     heads: usize,
-    layer: usize,
-    pooled: bool,
+    /// Of queries and of keys, where shapes do not say them.
+    lengths: [Option<usize>; 2],
     threads: usize,
+    instructions: Instructions,
 }
 
 impl Operator for AttentionOperator {
     type Kernel<'attr> = AttentionKernel;
+
+    fn name(&self) -> &str {
+        ATTENTION
+    }
+
+    fn inputs(&self) -> impl IntoIterator<Item = OperatorInput> {
+        [(); 3].map(|()| OperatorInput::required(F32))
+    }
+
+    fn outputs(&self) -> impl IntoIterator<Item = OperatorOutput> {
+        [OperatorOutput::required(F32)]
+    }
+
+    fn create_kernel<'attr>(
+        &self,
+        context: &KernelContext<'attr>,
+    ) -> ort::Result<Self::Kernel<'attr>> {
+        Ok(AttentionKernel {
+            heads: attribute(context, "heads")?,
+            lengths: ["queries", "keys"].map(|name| attribute(context, name).ok()),
+            threads: self.threads,
+            instructions: self.instructions,
+        })
+    }
+}
+
+impl Kernel for AttentionKernel {
+    fn compute(&mut self, context: &ComputeContext) -> ort::Result<()> {
+        guarded(|| {
+            let given = |index| context.input(index)?.ok_or_else(|| missing("input"));
+            let (query, key, value) = (given(0)?, given(1)?, given(2)?);
+            let (query_shape, query) = floats(&query)?;
+            let (key_shape, keys) = floats(&key)?;
+            let (_, values) = floats(&value)?;
+            let width = query_shape.last().map_or(0, |width| *width as usize);
+            let length = |shape: &[i64], given: Option<usize>| match shape {
+                [_, length, _] => Ok(*length as usize),
+                _ => given.ok_or_else(|| missing("length")),
+            };
+            let queries_each = length(query_shape, self.lengths[0])?;
+            let keys_each = length(key_shape, self.lengths[1])?;
+            let entry = keys_each * width;
+            if width == 0 || entry == 0 || keys.len() % entry != 0 || keys.len() != values.len() {
+                return Err(ort::Error::new(format!("keys are not [.., {keys_each}, {width}]")));
+            }
+            let batch = keys.len() / entry;
+            let all = batch * queries_each * width;
+            if query.len() != all && query.len() != queries_each * width {
+                return Err(ort::Error::new(format!(
+                    "queries are not [.., {queries_each}, {width}]"
+                )));
+            }
+            let attention = Attention {
+                heads: self.heads,
+                head_dim: width / self.heads,
+                keys,
+                values,
+                keys_each,
+                queries_each,
+                instructions: self.instructions,
+            };
+            let mut shape = query_shape.to_vec();
+            // One entry's queries serve all: of rows, or of entries.
+            shape[0] = (all / width) as i64;
+            if let [entries, length, _] = &mut shape[..] {
+                *entries /= *length;
+            }
+            let mut out = context.output(0, shape)?.ok_or_else(|| missing("output"))?;
+            let (_, out) = out.try_extract_tensor_mut::<f32>()?;
+            attention.run(query, out, &Pool { context, threads: self.threads });
+            Ok(())
+        })
+    }
+}
+
+/// `PrefixAttention(query, key, value, prefix_keys, prefix_values, last_index)`, of the attributes
+/// `heads`, `layer` and `pooled`, as `crates/graph` writes it for CLIP's text tower.
+struct PrefixOperator {
+    threads: usize,
+    instructions: Instructions,
+}
+
+struct PrefixKernel {
+    heads: usize,
+    layer: usize,
+    pooled: bool,
+    threads: usize,
+    instructions: Instructions,
+}
+
+impl Operator for PrefixOperator {
+    type Kernel<'attr> = PrefixKernel;
 
     fn name(&self) -> &str {
         "PrefixAttention"
@@ -211,16 +311,17 @@ impl Operator for AttentionOperator {
         &self,
         context: &KernelContext<'attr>,
     ) -> ort::Result<Self::Kernel<'attr>> {
-        Ok(AttentionKernel {
+        Ok(PrefixKernel {
             heads: attribute(context, "heads")?,
             layer: attribute(context, "layer")?,
             pooled: attribute(context, "pooled")? == 1,
             threads: self.threads,
+            instructions: self.instructions,
         })
     }
 }
 
-impl Kernel for AttentionKernel {
+impl Kernel for PrefixKernel {
     fn compute(&mut self, context: &ComputeContext) -> ort::Result<()> {
         guarded(|| {
             let mut given = Vec::with_capacity(6);
@@ -243,6 +344,7 @@ impl Kernel for AttentionKernel {
                 keys,
                 values,
                 length: key_shape[0] as usize / places.len().max(1),
+                instructions: self.instructions,
             };
             let queries = match self.pooled {
                 true => Queries::Pooled(query, places),

@@ -4,12 +4,12 @@ use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use imprompt_error::Result;
-use imprompt_kernel::Activation;
+use imprompt_kernel::{Activation, Instructions};
 use imprompt_onnx as onnx;
 use imprompt_onnx::fused::{Fused, GOES_ON};
 
 use super::DOMAIN;
-use super::operators::activation_number;
+use super::operators::{ATTENTION, activation_number};
 use super::weights::{Piece, Stored, StoredWeight};
 
 /// Puts the kernels' operators into `model`, whose external data lies in `folder`, and
@@ -20,9 +20,10 @@ use super::weights::{Piece, Stored, StoredWeight};
 pub(in super::super) fn rewrite(
     model: &mut onnx::Model,
     folder: &Path,
+    instructions: Instructions,
 ) -> Result<Vec<StoredWeight>> {
     let Some(graph) = model.graph.as_mut() else { return Ok(Vec::new()) };
-    replace_fused(graph);
+    replace_fused(graph, instructions);
     let weights = replace_linear(graph, folder)?;
     graph.drop_unread();
     model
@@ -31,18 +32,27 @@ pub(in super::super) fn rewrite(
     Ok(weights)
 }
 
-/// Groups that are one operator.
-fn replace_fused(graph: &mut onnx::Graph) {
+/// Groups that are one operator. Attention in which all see all is ONNX Runtime's where there is no AMX: it
+/// is a matter of products alone.
+fn replace_fused(graph: &mut onnx::Graph, instructions: Instructions) {
+    let has_amx = instructions == Instructions::Amx && imprompt_kernel::has_amx();
     let mut nodes = Vec::with_capacity(graph.node.len());
+    let mut is_replaced = false;
     for node in graph.node.drain(..) {
         let text = node.doc_string.as_deref();
         if text == Some(GOES_ON) {
+            if !is_replaced {
+                nodes.push(node);
+            }
             continue;
         }
-        let Some(fused) = text.and_then(Fused::parse) else {
+        let fused = text.and_then(Fused::parse);
+        let Some(fused) = fused.filter(|fused| has_amx || fused.operator != ATTENTION) else {
+            is_replaced = false;
             nodes.push(node);
             continue;
         };
+        is_replaced = true;
         nodes.push(onnx::Node {
             input: fused.inputs,
             output: vec![fused.output],
@@ -354,7 +364,7 @@ mod tests {
             ..onnx::Graph::default()
         };
         let mut model = onnx::Model { graph: Some(graph), ..onnx::Model::default() };
-        let weights = rewrite(&mut model, folder.path())?.len();
+        let weights = rewrite(&mut model, folder.path(), Instructions::default())?.len();
         let nodes = model.graph.as_ref().unwrap().node.iter();
         let listed = nodes.map(|n| (n.op_type.clone().unwrap(), n.input.clone())).collect();
         Ok((listed, weights, model))

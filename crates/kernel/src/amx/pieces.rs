@@ -1,0 +1,186 @@
+//! Floats as bfloat16 pieces, laid out in tiles.
+
+use std::arch::x86_64::*;
+use std::ops::Range;
+
+use super::{TILE_BYTES, TILE_ROWS};
+use crate::lanes::{Half, LANES, Single, Stored, first, transpose};
+use crate::tile::ask_ahead;
+
+/// Inputs of a tile.
+pub(super) const INPUTS: usize = 32;
+/// Pieces of a float32.
+pub(super) const PIECES: usize = 3;
+/// Values of bfloat16 in a tile.
+const TILE: usize = TILE_BYTES / 2;
+/// Values of bfloat16 of a piece of a square: two tiles.
+pub(super) const PAIR: usize = 2 * TILE;
+
+/// 32 float32 numbers as three of bfloat16 that add up to them, but for what is below 2^-126: the first two
+/// rounded to nearest, the third what is left, which has eight bits at most. A pair of
+/// inputs is one of the first sixteen and the one sixteen behind it. NaN stays one; an infinity becomes one.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+pub(super) fn pieces([mut low, mut high]: [__m512; 2]) -> [__m512i; 3] {
+    let upper = _mm512_set1_epi32(0xffff_0000_u32 as i32);
+    let join = |low, high| {
+        // What is set in the shifted one or, of the upper half, in the other.
+        _mm512_ternarylogic_epi32::<0b1111_1000>(_mm512_srli_epi32::<16>(low), high, upper)
+    };
+    let mut next = || {
+        let half = _mm512_set1_epi32(0x8000);
+        let [a, b] = [low, high].map(|x| _mm512_add_epi32(_mm512_castps_si512(x), half));
+        let [whole_a, whole_b] = [a, b].map(|x| _mm512_castsi512_ps(_mm512_and_epi32(x, upper)));
+        (low, high) = (_mm512_sub_ps(low, whole_a), _mm512_sub_ps(high, whole_b));
+        join(a, b)
+    };
+    let (one, two) = (next(), next());
+    [one, two, join(_mm512_castps_si512(low), _mm512_castps_si512(high))]
+}
+
+/// A form of weights as pieces.
+pub(super) trait Parted {
+    /// Of an element, as stored.
+    const BYTES: usize;
+
+    /// The pieces of `left` values from `start` on, at most 32; zeros behind them.
+    ///
+    /// # Safety
+    /// The values are readable.
+    unsafe fn load(start: *const u8, left: usize) -> [__m512i; 3];
+}
+
+/// float32, in three pieces.
+pub(super) struct Three;
+/// float16, in two: it has eleven bits.
+pub(super) struct Two;
+/// bfloat16.
+pub(super) struct One;
+
+/// The pieces of a stored form that is widened first.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+unsafe fn widened<S: Stored>(start: *const u8, left: usize) -> [__m512i; 3] {
+    // SAFETY: what the caller of `load` promises.
+    unsafe {
+        let behind = start.wrapping_add(S::BYTES * LANES);
+        pieces([S::load(start, first(left)), S::load(behind, first(left.saturating_sub(LANES)))])
+    }
+}
+
+impl Parted for Three {
+    const BYTES: usize = Single::BYTES;
+
+    #[inline(always)]
+    unsafe fn load(start: *const u8, left: usize) -> [__m512i; 3] {
+        // SAFETY: what the caller promises.
+        unsafe { widened::<Single>(start, left) }
+    }
+}
+
+impl Parted for Two {
+    const BYTES: usize = Half::BYTES;
+
+    #[inline(always)]
+    unsafe fn load(start: *const u8, left: usize) -> [__m512i; 3] {
+        // SAFETY: what the caller promises.
+        unsafe { widened::<Half>(start, left) }
+    }
+}
+
+impl Parted for One {
+    const BYTES: usize = 2;
+
+    #[inline(always)]
+    unsafe fn load(start: *const u8, left: usize) -> [__m512i; 3] {
+        let mask = if left >= INPUTS { !0 } else { (1 << left) - 1 };
+        // SAFETY: what the caller promises.
+        unsafe {
+            let values = _mm512_maskz_loadu_epi16(mask, start.cast());
+            let low = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(values));
+            let high = _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(values, 1));
+            let piece = _mm512_or_epi32(low, _mm512_slli_epi32(high, 16));
+            [piece, _mm512_setzero_si512(), _mm512_setzero_si512()]
+        }
+    }
+}
+
+/// Rows of a square, at most, `inputs` values each.
+#[derive(Clone, Copy)]
+pub(super) struct Lines {
+    pub(super) start: *const u8,
+    /// Bytes from one to the next.
+    pub(super) stride: usize,
+    pub(super) inputs: usize,
+    pub(super) count: usize,
+}
+
+impl Lines {
+    /// The pieces of row `row` from input `at` on, zeros behind the last row and behind a row's end.
+    ///
+    /// # Safety
+    /// The rows are there.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    unsafe fn load<P: Parted>(self, row: usize, at: usize) -> [__m512i; 3] {
+        if row >= self.count {
+            return [_mm512_setzero_si512(); 3];
+        }
+        let start = self.start.wrapping_add(row * self.stride + at * P::BYTES);
+        (0..P::BYTES * INPUTS / 64).for_each(|line| ask_ahead(start.wrapping_add(64 * line)));
+        // SAFETY: inputs from `at` on of a row.
+        unsafe { P::load(start, self.inputs - at) }
+    }
+
+    /// Tiles of inputs `tiles` as `[tiles][N][2]` tiles: the left side.
+    ///
+    /// # Safety
+    /// The rows are there; `out` has room.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    pub(super) unsafe fn lay<P: Parted, const N: usize>(self, tiles: &Range<usize>, out: *mut u16) {
+        // Sixteen rows side by side: a tile is written line after line.
+        for half in 0..2 {
+            for (index, tile) in tiles.clone().enumerate() {
+                for row in 0..TILE_ROWS {
+                    // SAFETY: what the caller promises; a row of a tile.
+                    unsafe {
+                        let pieces = self.load::<P>(half * TILE_ROWS + row, tile * INPUTS);
+                        for (piece, values) in pieces.into_iter().enumerate().take(N) {
+                            let place = (index * N + piece) * PAIR + half * TILE + row * INPUTS;
+                            _mm512_store_si512(out.add(place).cast(), values);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// All inputs as `[inputs / 32][3][2]` tiles, turned, the right side: a tile's row is a pair of inputs of
+    /// sixteen rows. Of sixteen rows at most the first of two tiles is written.
+    ///
+    /// # Safety
+    /// The rows are there, in float32; `out` has room.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    pub(super) unsafe fn turn(self, out: *mut u16) {
+        for tile in 0..self.inputs.div_ceil(INPUTS) {
+            for half in 0..self.count.div_ceil(TILE_ROWS) {
+                let mut lanes = [[_mm512_setzero_si512(); TILE_ROWS]; PIECES];
+                for row in 0..TILE_ROWS {
+                    // SAFETY: what the caller promises.
+                    let pieces =
+                        unsafe { self.load::<Three>(half * TILE_ROWS + row, tile * INPUTS) };
+                    for (lanes, piece) in lanes.iter_mut().zip(pieces) {
+                        lanes[row] = piece;
+                    }
+                }
+                for (piece, lanes) in lanes.into_iter().enumerate() {
+                    for (pair, values) in transpose(lanes).into_iter().enumerate() {
+                        let place = (tile * PIECES + piece) * PAIR + half * TILE + pair * INPUTS;
+                        // SAFETY: a row of a tile, for which there is room.
+                        unsafe { _mm512_store_si512(out.add(place).cast(), values) };
+                    }
+                }
+            }
+        }
+    }
+}
