@@ -47,26 +47,9 @@ impl Rows {
         let offset = _mm512_set1_epi8(-128);
         for (index, row) in rows.chunks_exact(inputs).enumerate() {
             for (place, part) in row.chunks(block).enumerate() {
-                let lanes = |at: usize| {
-                    let mask = first(part.len().saturating_sub(at));
-                    // SAFETY: the mask leaves out what is behind the part's end.
-                    unsafe { _mm512_maskz_loadu_ps(mask, part.as_ptr().wrapping_add(at)) }
-                };
-                let mut largest = _mm512_setzero_ps();
-                for at in (0..part.len()).step_by(LANES) {
-                    largest = _mm512_max_ps(largest, _mm512_abs_ps(lanes(at)));
-                }
-                let largest = _mm512_reduce_max_ps(largest);
-                self.scales[index * self.blocks + place] = largest / 127.0;
-                let inverse = if largest > 0.0 { 127.0 / largest } else { 0.0 };
                 let start = index * self.padded + place * block;
                 let values = &mut self.values[start..start + block];
-                for (step, out) in values.as_chunks_mut::<16>().0.iter_mut().enumerate() {
-                    let scaled = _mm512_mul_ps(lanes(16 * step), _mm512_set1_ps(inverse));
-                    let bytes = _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(scaled));
-                    // SAFETY: sixteen bytes.
-                    unsafe { _mm_storeu_si128(out.as_mut_ptr().cast(), bytes) };
-                }
+                self.scales[index * self.blocks + place] = round_block(part, values);
                 let corrections = &mut self.corrections[start / 4..(start + block) / 4];
                 let (values, _) = values.as_chunks::<64>();
                 for (values, out) in values.iter().zip(corrections.as_chunks_mut::<16>().0) {
@@ -121,6 +104,43 @@ impl Rows {
     pub(crate) fn words(&self, row: usize) -> *const i32 {
         self.values[row * self.padded..][..self.padded].as_ptr().cast()
     }
+}
+
+/// Rounds a block's values, zeros behind them, and gives the scale: the largest is 127.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+fn round_block(given: &[f32], values: &mut [i8]) -> f32 {
+    // Which fours of bytes the packs below leave where: of each four vectors' fours, by lanes.
+    let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    let (whole, rest) = given.as_chunks::<64>();
+    let four = |chunk: &[f32; 64]| {
+        // SAFETY: 64 floats.
+        [0, 16, 32, 48].map(|at| unsafe { _mm512_loadu_ps(chunk.as_ptr().add(at)) })
+    };
+    let mut last = [0.0; 64];
+    last[..rest.len()].copy_from_slice(rest);
+    let chunks = || whole.iter().chain((!rest.is_empty()).then_some(&last));
+    let mut largest = [_mm512_setzero_ps(); 4];
+    for chunk in chunks() {
+        for (largest, lanes) in largest.iter_mut().zip(four(chunk)) {
+            *largest = _mm512_max_ps(*largest, _mm512_abs_ps(lanes));
+        }
+    }
+    let [a, b, c, d] = largest;
+    let largest = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_max_ps(a, b), _mm512_max_ps(c, d)));
+    let inverse = _mm512_set1_ps(if largest > 0.0 { 127.0 / largest } else { 0.0 });
+    let (outs, _) = values.as_chunks_mut::<64>();
+    for (chunk, out) in chunks().zip(outs.iter_mut()) {
+        let [a, b, c, d] =
+            four(chunk).map(|lanes| _mm512_cvtps_epi32(_mm512_mul_ps(lanes, inverse)));
+        let bytes = _mm512_packs_epi16(_mm512_packs_epi32(a, b), _mm512_packs_epi32(c, d));
+        // SAFETY: 64 bytes.
+        unsafe {
+            let bytes = _mm512_permutexvar_epi32(order, bytes);
+            _mm512_storeu_epi8(out.as_mut_ptr(), bytes);
+        }
+    }
+    values[given.len().next_multiple_of(64)..].fill(0);
+    largest / 127.0
 }
 
 /// Words `depth` of the rows `outputs` of `values` as panels `[panels][depth][PANEL]`; what is behind
