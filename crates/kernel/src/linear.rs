@@ -230,7 +230,10 @@ impl Linear<'_> {
             }
             Weights::Int8 { .. } if count <= 8 => SCRATCH.with_borrow_mut(|scratch| {
                 // SAFETY: the caller asked for the features.
-                unsafe { scratch.rounded.round(rows, self.weight.inputs, ROW_BLOCK) };
+                unsafe {
+                    scratch.rounded.round(rows, self.weight.inputs, ROW_BLOCK);
+                    scratch.rounded.correct();
+                }
                 self.few_rounded(&scratch.rounded, out, parallel);
             }),
             Weights::Int4 { .. } => SCRATCH.with_borrow_mut(|scratch| {

@@ -35,37 +35,47 @@ pub(crate) struct Rows {
 
 impl Rows {
     /// Rounds rows of `inputs` each, `block` (a multiple of 64) of them to a scale, padded to
-    /// whole blocks, for weights whose zero is 128.
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    /// whole blocks.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
     pub(crate) fn round(&mut self, rows: &[f32], inputs: usize, block: usize) {
         let count = rows.len() / inputs;
         self.blocks = inputs.div_ceil(block);
         self.padded = self.blocks * block;
         self.values.resize(count * self.padded, 0);
         self.scales.resize(count * self.blocks, 0.0);
-        self.corrections.resize(count * self.padded / 4, 0);
-        let offset = _mm512_set1_epi8(-128);
         for (index, row) in rows.chunks_exact(inputs).enumerate() {
             for (place, part) in row.chunks(block).enumerate() {
                 let start = index * self.padded + place * block;
                 let values = &mut self.values[start..start + block];
                 self.scales[index * self.blocks + place] = round_block(part, values);
-                let corrections = &mut self.corrections[start / 4..(start + block) / 4];
-                let (values, _) = values.as_chunks::<64>();
-                for (values, out) in values.iter().zip(corrections.as_chunks_mut::<16>().0) {
-                    // SAFETY: 64 bytes, sixteen words.
-                    unsafe {
-                        let values = _mm512_loadu_epi8(values.as_ptr());
-                        let zero = _mm512_setzero_si512();
-                        let added = _mm512_dpbusd_epi32(zero, offset, values);
-                        _mm512_storeu_epi32(out.as_mut_ptr(), _mm512_sub_epi32(zero, added));
-                    }
-                }
             }
         }
+    }
+
+    /// Adds what makes up for weights whose zero is 128: `corrections`, and their sums over each block.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    pub(crate) fn correct(&mut self) {
+        self.corrections.resize(self.values.len() / 4, 0);
         self.starts.clear();
-        let sums = self.corrections.chunks_exact(block / 4).map(|block| block.iter().sum::<i32>());
-        self.starts.extend(sums);
+        let (offset, zero) = (_mm512_set1_epi8(-128), _mm512_setzero_si512());
+        let block = self.padded / self.blocks;
+        let blocks = self.values.chunks_exact(block);
+        for (values, corrections) in blocks.zip(self.corrections.chunks_exact_mut(block / 4)) {
+            let (values, (corrections, _)) =
+                (values.as_chunks::<64>().0, corrections.as_chunks_mut());
+            let mut total = zero;
+            for (values, out) in values.iter().zip::<&mut [[i32; 16]]>(corrections) {
+                // SAFETY: 64 bytes, sixteen words.
+                unsafe {
+                    let added =
+                        _mm512_dpbusd_epi32(zero, offset, _mm512_loadu_epi8(values.as_ptr()));
+                    let correction = _mm512_sub_epi32(zero, added);
+                    total = _mm512_add_epi32(total, correction);
+                    _mm512_storeu_epi32(out.as_mut_ptr(), correction);
+                }
+            }
+            self.starts.push(_mm512_reduce_add_epi32(total));
+        }
     }
 
     /// Parts each 128 inputs in those of even and those of odd places, as int4 weights have them,
@@ -277,7 +287,10 @@ impl Linear<'_> {
         let Weight { outputs, inputs, .. } = self.weight;
         let Weights::Int8 { values, scales } = self.weight.weights else { return };
         // SAFETY: `vectors` asked for the features.
-        unsafe { scratch.rounded.round(rows, inputs, ROW_BLOCK) };
+        unsafe {
+            scratch.rounded.round(rows, inputs, ROW_BLOCK);
+            scratch.rounded.correct();
+        }
         let rounded = &scratch.rounded;
         let tiles = Tiles::new(out.rows);
         let long = rounded.padded / 4;

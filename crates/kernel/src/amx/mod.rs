@@ -6,7 +6,7 @@
 //!   float32's 24 bits are taken (Henry, Tang, Heinecke, *Leveraging the bfloat16 Artificial
 //!   Intelligence Datatype For Higher-Precision Computations*, 2019). A float16 weight
 //!   is the sum of two: five products. A bfloat16 weight is one: three.
-//! * [`bytes`]: int8 weights and rows, 32 bit sums.
+//! * [`bytes`]: int8 and int4 weights and rows in 8 bits, 32 bit sums.
 //! * [`attention`]: of float32, as [`floats`].
 //!
 //! Both compute [`SQUARE`] outputs for as many rows at a time, weights on the left: they stay as
@@ -57,8 +57,7 @@ pub(crate) fn pays(weight: &Weight<'_>, rows: usize) -> bool {
         Weights::F32(_) => 32,
         Weights::F16(_) => 24,
         Weights::Bf16(_) => 16,
-        Weights::Int8 { .. } => 3,
-        Weights::Int4 { .. } => return false,
+        Weights::Int8 { .. } | Weights::Int4 { .. } => 3,
     };
     rows > few && is_usable()
 }
@@ -78,7 +77,9 @@ impl Linear<'_> {
         // SAFETY: what the caller promises.
         unsafe {
             match self.weight.weights {
-                Weights::Int8 { .. } => self.many_bytes::<U>(rows, packed, out, parallel),
+                Weights::Int8 { .. } | Weights::Int4 { .. } => {
+                    self.many_bytes::<U>(rows, packed, out, parallel);
+                }
                 _ => self.many_floats::<U>(rows, packed, out, parallel),
             }
         }
