@@ -43,10 +43,10 @@ trait Form: Copy + Sync {
     /// Called where AVX-512 may be used.
     unsafe fn order(values: __m512i) -> __m512i;
 
-    /// The scale of a step's sums, where steps have their own.
+    /// The scale of an output's sums of a step, where steps have their own.
     fn step_scale(self, output: usize, step: usize) -> Option<f32>;
 
-    /// The scale of all sums.
+    /// The scale of all sums of an output, where it has one.
     fn scale(self, output: usize) -> Option<f32>;
 }
 
@@ -203,11 +203,30 @@ unsafe fn lay_rows<F: Form>(rows: &Rows, out: *mut i8, scales: *mut f32) {
     }
 }
 
+/// The scales of steps `steps` of `outputs`, as `[squares][steps][SQUARE]`, where steps have their own; zeros behind the last
+/// output.
+fn lay_scales<F: Form>(form: F, outputs: &Range<usize>, steps: &Range<usize>, out: &mut Vec<f32>) {
+    out.clear();
+    if form.step_scale(outputs.start, steps.start).is_none() {
+        return;
+    }
+    for first in outputs.clone().step_by(SQUARE) {
+        for step in steps.clone() {
+            out.extend((first..first + SQUARE).map(|output| match output < outputs.end {
+                true => form.step_scale(output, step).unwrap_or(0.0),
+                false => 0.0,
+            }));
+        }
+    }
+}
+
 /// A step of a square of results.
 struct Step<'a> {
     place: Place<'a>,
     strip: usize,
     index: usize,
+    /// Of the outputs, where the step has its own.
+    scales: &'a [f32],
 }
 
 /// Adds a step's sums, times the rows' scales `[SQUARE]` and the step's own, to `sums`; the first step's are the first. Of
@@ -216,22 +235,19 @@ struct Step<'a> {
 /// # Safety
 /// The scales are there.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-unsafe fn add<F: Form>(
+unsafe fn add(
     (dots, sums): (&Sums<i32>, &mut Sums<f32>),
-    (form, row_scales): (F, *const f32),
+    row_scales: *const f32,
     step: &Step<'_>,
     is_first: bool,
 ) {
-    let Range { start, end } = step.place.columns;
     // SAFETY: both halves of the rows; sixteen lanes of the squares.
     unsafe {
         let row_scales = [_mm512_loadu_ps(row_scales), _mm512_loadu_ps(row_scales.add(LANES))];
         for tile in (0..4).step_by(if is_narrow(&step.place.rows) { 2 } else { 1 }) {
             for row in 0..TILE_ROWS {
-                // Behind the last output are zeros.
-                let output = (start + tile / 2 * TILE_ROWS + row).min(end - 1);
-                let scale = match form.step_scale(output, step.index) {
-                    Some(scale) => _mm512_mul_ps(row_scales[tile % 2], _mm512_set1_ps(scale)),
+                let scale = match step.scales.get(tile / 2 * TILE_ROWS + row) {
+                    Some(scale) => _mm512_mul_ps(row_scales[tile % 2], _mm512_set1_ps(*scale)),
                     None => row_scales[tile % 2],
                 };
                 let at = (tile * TILE_ROWS + row) * LANES;
@@ -331,7 +347,8 @@ impl Linear<'_> {
                 let squares: *mut i8 = squares.as_mut_ptr().cast();
                 let mut dots = [Sums::new(), Sums::new()];
                 let mut sums = Sums::new();
-                let mut pass = |depth: Range<usize>| {
+                let mut step_scales = Vec::new();
+                let mut pass = |depth: Range<usize>, step_scales: &[f32]| {
                     let mut finish = |dots: &Sums<i32>, step: &Step<'_>| {
                         // SAFETY: the caller asked for the features; the strips are read alone now.
                         unsafe {
@@ -339,7 +356,7 @@ impl Linear<'_> {
                             let block = step.index * F::STEP / F::ROW_BLOCK;
                             let scales = scales.cast::<f32>().add(block * SQUARE);
                             let is_first = step.index == depth.start;
-                            add((dots, &mut sums), (form, scales), step, is_first);
+                            add((dots, &mut sums), scales, step, is_first);
                             if step.index + 1 == depth.end {
                                 scale(&mut sums, form, &step.place.columns);
                                 let passes = (depth.start == 0, depth.end == steps);
@@ -357,14 +374,18 @@ impl Linear<'_> {
                                 let narrow = is_narrow(&rows);
                                 let columns = first..columns.end.min(first + SQUARE);
                                 let place = Place { linear: self, out, rows, columns };
+                                let step = square * depth.len() + index - depth.start;
+                                let scales = step_scales.get(step * SQUARE..(step + 1) * SQUARE);
+                                let scales = scales.unwrap_or_default();
                                 // SAFETY: as above.
                                 unsafe {
-                                    let step = square * depth.len() + index - depth.start;
                                     let weights = squares.add(step * step_size);
                                     let rows = packed.at(strip * strip_size + index * step_size);
                                     U::bytes(weights, rows, F::TILES, this, narrow);
                                 }
-                                if let Some(step) = before.replace(Step { place, strip, index }) {
+                                if let Some(step) =
+                                    before.replace(Step { place, strip, index, scales })
+                                {
                                     finish(other, &step);
                                 }
                                 std::mem::swap(&mut this, &mut other);
@@ -381,7 +402,8 @@ impl Linear<'_> {
                         let tiles = depth.start * F::TILES..depth.end * F::TILES;
                         // SAFETY: the caller asked for the features; the columns are this part's.
                         unsafe { lay_weights(form, &columns, &tiles, squares) };
-                        pass(depth);
+                        lay_scales(form, &columns, &depth, &mut step_scales);
+                        pass(depth, &step_scales);
                     }
                 };
                 // SAFETY: the unit is usable, the caller says.

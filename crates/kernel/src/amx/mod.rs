@@ -57,7 +57,8 @@ pub(crate) fn pays(weight: &Weight<'_>, rows: usize) -> bool {
         Weights::F32(_) => 32,
         Weights::F16(_) => 24,
         Weights::Bf16(_) => 16,
-        Weights::Int8 { .. } | Weights::Int4 { .. } => 3,
+        Weights::Int8 { .. } => 3,
+        Weights::Int4 { .. } => 6,
     };
     rows > few && is_usable()
 }

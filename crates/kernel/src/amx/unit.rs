@@ -9,8 +9,7 @@ use super::{Sums, TILE_BYTES, TILE_ROWS};
 /// What computes a square of sums. [`Amx`] is the real one; the tests have one that any processor
 /// runs, so that everything around it is tested on all of them.
 ///
-/// Where a strip of rows is `narrow`, sixteen at most, the second tiles of rows are not read, and the sums are those of
-/// the two halves together.
+/// Where a strip of rows is `narrow`, sixteen at most, the second tiles of rows are not read.
 pub(crate) trait Unit {
     /// Calls `work`, in which the other functions may be called.
     ///
@@ -20,7 +19,8 @@ pub(crate) trait Unit {
 
     /// `sums` of the products of `depth` pairs of tiles: weights `[depth][PIECES][2]` tiles of sixteen
     /// outputs by 32 inputs, rows `[depth][3][2]` tiles of sixteen pairs of inputs by sixteen
-    /// rows of two. Of the pieces 0, 1 and 2 of both sides those products are taken whose numbers add up to two at most.
+    /// rows of two. Of the pieces 0, 1 and 2 of both sides those products are taken whose numbers add up to two at most. Of a
+    /// narrow strip the sums are those of the two halves together.
     ///
     /// # Safety
     /// Inside of [`Unit::scope`]; the tiles are there.
@@ -33,7 +33,8 @@ pub(crate) trait Unit {
     );
 
     /// `sums` of the products of `depth` pairs of tiles of bytes: weights `[depth][2]` of sixteen outputs by 64
-    /// inputs, rows `[depth][2]` of sixteen fours of inputs by sixteen rows of four.
+    /// inputs, rows `[depth][2]` of sixteen fours of inputs by sixteen rows of four. Of a narrow strip the
+    /// sums of the second half are left as they are.
     ///
     /// # Safety
     /// As [`Unit::floats`].
@@ -165,6 +166,20 @@ macro_rules! add {
     };
 }
 
+/// The sums, to memory; or of a narrow strip whose sums are all in the first half.
+macro_rules! store {
+    () => {
+        concat!(
+            store!(narrow),
+            "\ntilestored [{sums} + {line} + 1024], tmm1\n",
+            "tilestored [{sums} + {line} + 3072], tmm3"
+        )
+    };
+    (narrow) => {
+        concat!("tilestored [{sums} + {line}], tmm0\n", "tilestored [{sums} + {line} + 2048], tmm2")
+    };
+}
+
 /// What a square is made of.
 struct Square<W, S> {
     weights: *const W,
@@ -175,7 +190,10 @@ struct Square<W, S> {
 
 /// Runs `steps` for each of the pairs of tiles, the weights' and the rows' so many bytes apart, and stores the sums.
 macro_rules! square {
-    ($square:expr, $w_bytes:expr, $x_bytes:expr, [$($step:expr),+ $(,)?]) => {{
+    ($square:expr, $w_bytes:expr, $x_bytes:expr, [$($step:expr),+ $(,)?]) => {
+        square!($square, $w_bytes, $x_bytes, [$($step),+], store!())
+    };
+    ($square:expr, $w_bytes:expr, $x_bytes:expr, [$($step:expr),+ $(,)?], $store:expr) => {{
         let Square { weights, rows, depth, sums } = $square;
         asm!(
             "tilezero tmm0",
@@ -188,10 +206,7 @@ macro_rules! square {
             "add {x}, {x_bytes}",
             "dec {depth}",
             "jnz 2b",
-            "tilestored [{sums} + {line}], tmm0",
-            "tilestored [{sums} + {line} + 1024], tmm1",
-            "tilestored [{sums} + {line} + 2048], tmm2",
-            "tilestored [{sums} + {line} + 3072], tmm3",
+            $store,
             w = inout(reg) weights => _,
             x = inout(reg) rows => _,
             depth = inout(reg) depth => _,
@@ -353,9 +368,13 @@ impl Unit for Amx {
         unsafe {
             match narrow {
                 false => square!(square, PAIR, PAIR, [left!(0), right!(0), add!("tdpbssd")]),
-                true => {
-                    square!(square, PAIR, PAIR, [left!(0), right!(0 narrow), add!("tdpbssd" even)])
-                }
+                true => square!(
+                    square,
+                    PAIR,
+                    PAIR,
+                    [left!(0), right!(0 narrow), add!("tdpbssd" even)],
+                    store!(narrow)
+                ),
             }
         }
     }
