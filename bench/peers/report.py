@@ -10,7 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs/benchmarks.md"
-ORDER = ["labels", "chain", "image", "picture", "rank", "caption", "best", "precision", "serving"]
+ORDER = ["labels", "chain", "image", "picture", "rank", "caption", "best", "precision", "serving", "settings"]
 PEERS = ("stock", "tuned")
 
 
@@ -106,9 +106,11 @@ def head(result):
     """What was measured where, in two lines."""
     machine, peaks, versions = result["machine"], result["peaks"], result["versions"]
     cpu = machine["lscpu"]
+    flags = machine.get("vector_flags", [])
+    best = next((name for name, flag in (("AMX", "amx_bf16"), ("AVX-512", "avx512f"), ("AVX2", "avx2")) if flag in flags), "no AVX2")
     used = f", at most {machine['memory_used_kib'] / 2**20:.1f} GiB in use by both sides" if "memory_used_kib" in machine else ""
     return (f"`{result['command']}`, {result['date']}, {result['rounds']} rounds, {result.get('seconds', 0):.0f} s. "
-            f"{cpu['Model name']} (family {cpu['CPU family']}, model {cpu['Model']}), {cpu['CPU(s)']} cores, "
+            f"{cpu['Model name']} (family {cpu['CPU family']}, model {cpu['Model']}, {best}), {cpu['CPU(s)']} cores, "
             f"{machine['memory_kib'] / 2**20:.1f} GiB, Linux {machine['kernel']}, load before {machine['load_before']:.1f}{used}. "
             f"{versions['imprompt']} ({versions['commit']}), torch {versions['torch']}, transformers {versions['transformers']}, "
             f"open_clip {versions['open_clip_torch']}, clip-interrogator {versions['clip-interrogator']}, Pillow {versions['Pillow']}. "

@@ -15,9 +15,10 @@ import bench as common
 import precision
 import report
 import serving
+import settings
 from sections import SECTIONS
 
-SECTIONS = SECTIONS | {"precision": precision.precision, "serving": serving.serving}
+SECTIONS = SECTIONS | {"precision": precision.precision, "serving": serving.serving, "settings": settings.settings}
 
 
 def main():

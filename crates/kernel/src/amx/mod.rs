@@ -9,7 +9,7 @@
 //! * [`bytes`]: int8 and int4 weights and rows in 8 bits, 32 bit sums.
 //! * [`attention`]: of float32, as [`floats`].
 //!
-//! Both compute [`SQUARE`] outputs for as many rows at a time, weights on the left: they stay as
+//! Layers compute [`SQUARE`] outputs for as many rows at a time, weights on the left: they stay as
 //! they lie, and the rows are turned, once a layer.
 
 pub(crate) mod attention;

@@ -6,7 +6,8 @@ use std::arch::x86_64::*;
 use half::{bf16, f16};
 
 use super::pieces::pieces;
-use super::{Amx, SQUARE, Sums, TILE_ROWS, Unit, is_usable};
+use super::{Amx, SQUARE, Sums, TILE_ROWS, Unit, attention, is_usable};
+use crate::attention::{Part, Strided};
 use crate::linear::{Linear, Out, Serial, Weight, Weights};
 use crate::quantized::{ROW_BLOCK, to_int8};
 use crate::{Activation, Finish, Instructions};
@@ -214,6 +215,67 @@ fn layers_are_right_with_amx() {
     layers(|name, linear, rows, weights| {
         is_right(name, linear, rows, weights, &run::<Amx>(linear, rows));
     });
+}
+
+/// Queries that see `keys` all, and each some of its own.
+fn attention_is_right<U: Unit>(dim: usize, keys: usize, queries: usize) {
+    let (heads, head) = (3, 1);
+    let width = heads * dim;
+    let columns = head * dim..(head + 1) * dim;
+    let given = noise(queries * width, 3);
+    let shared = [5, 7].map(|seed| noise(keys * width, seed));
+    let own = [9, 11].map(|seed| noise(queries * width, seed));
+    let side = |rows| Strided { rows, stride: width, dim };
+    let mut results = vec![f32::NAN; queries * width];
+    let out = Out { start: results.as_mut_ptr(), outputs: width, rows: queries };
+    let part = Part {
+        shared: shared.each_ref().map(|rows| side(&rows[columns.start..])),
+        own: own.each_ref().map(|rows| side(&rows[columns.start..])),
+        queries: side(&given[columns.start..]),
+        rows: 0..queries,
+        columns: columns.clone(),
+        out: &out,
+    };
+    // Threes of which each sees those before it and itself.
+    let sees = |row: usize| row / 3 * 3..row + 1;
+    // SAFETY: the callers ask for what `U` needs.
+    unsafe { attention::run::<U>(&part, sees) };
+    let row = |rows: &[f32], row: usize| rows[row * width..][columns.clone()].to_vec();
+    for (index, found) in results.chunks(width).enumerate() {
+        let query = row(&given, index);
+        let all = |of: usize| {
+            let shared = (0..keys).map(|key| row(&shared[of], key));
+            shared.chain(sees(index).map(|key| row(&own[of], key))).collect::<Vec<_>>()
+        };
+        let score = |key: &Vec<f32>| -> f64 {
+            query.iter().zip(key).map(|(q, k)| f64::from(*q) * f64::from(*k)).sum()
+        };
+        let weights: Vec<f64> =
+            all(0).iter().map(|key| (score(key) / (dim as f64).sqrt()).exp()).collect();
+        let total: f64 = weights.iter().sum();
+        for at in 0..dim {
+            let values = all(1);
+            let right: f64 =
+                values.iter().zip(&weights).map(|(v, w)| f64::from(v[at]) * w / total).sum();
+            let found = f64::from(found[columns.start + at]);
+            assert!((found - right).abs() < 5e-7, "{dim} {keys} [{index}, {at}]: {found}, {right}");
+        }
+        assert!(found[..columns.start].iter().all(|x| x.is_nan()), "another head was written");
+    }
+}
+
+#[test]
+fn attention_is_right_around_any_unit() {
+    if !crate::is_supported() {
+        eprintln!("skipped: this processor has no AVX-512");
+        return;
+    }
+    for (dim, keys, queries) in [(20, 16, 16), (64, 50, 33), (88, 33, 47)] {
+        attention_is_right::<Plain>(dim, keys, queries);
+        if is_usable() {
+            attention_is_right::<Amx>(dim, keys, queries);
+        }
+    }
 }
 
 #[test]
