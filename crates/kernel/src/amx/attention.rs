@@ -190,7 +190,7 @@ impl Work<'_> {
             let [left, right] = [0, 1]
                 .map(|half| _mm512_maskz_mov_ps(mask(strip, half), weight(lanes(strip, half))));
             total = _mm512_add_ps(total, _mm512_add_ps(left, right));
-            for (piece, values) in pieces([left, right]).into_iter().enumerate() {
+            for (piece, values) in pieces::<PIECES>([left, right]).into_iter().enumerate() {
                 // SAFETY: a row of a tile, for which there is room.
                 unsafe {
                     let out = self.weights.add(strip * PIECES_SIZE + piece * PAIR + row);
@@ -233,7 +233,7 @@ unsafe fn lay_values(values: Strided<'_>, column: usize, out: *mut u16) {
             false => _mm512_setzero_ps(),
         };
         for pair in 0..TILE_ROWS {
-            let both = pieces([lanes(pair), lanes(pair + TILE_ROWS)]);
+            let both = pieces::<PIECES>([lanes(pair), lanes(pair + TILE_ROWS)]);
             for (piece, values) in both.into_iter().enumerate() {
                 let place = piece * PAIR + half * (PAIR / 2) + pair * INPUTS;
                 // SAFETY: a row of a tile, for which there is room.

@@ -1,5 +1,5 @@
 //! Many rows on processors with AMX (Intel's servers since Sapphire Rapids): a unit of its own that
-//! multiplies matrices of bfloat16 or of bytes, sixteen times as fast as vectors.
+//! multiplies matrices of bfloat16 or of bytes, many times as fast as vectors.
 //!
 //! * [`floats`]: float32 results from bfloat16 products. A float32 is the sum of three
 //!   bfloat16 numbers of eight bits each, so a product of two is the sum of nine; the six that reach into

@@ -16,12 +16,13 @@ const TILE: usize = TILE_BYTES / 2;
 /// Values of bfloat16 of a piece of a square: two tiles.
 pub(super) const PAIR: usize = 2 * TILE;
 
-/// 32 float32 numbers as three of bfloat16 that add up to them, but for what is below 2^-126: the first two
-/// rounded to nearest, the third what is left, which has eight bits at most. A pair of
-/// inputs is one of the first sixteen and the one sixteen behind it. NaN stays one; an infinity becomes one.
+/// 32 float32 numbers as `N` of bfloat16, three or two, that add up to them where they have so many bits, but for what is
+/// below 2^-126: each but the last is rounded to nearest, the last is what is left, eight bits at most. A
+/// pair of inputs is one of the first sixteen and the one sixteen behind it. NaN stays one, in what is
+/// left; an infinity becomes one.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-pub(super) fn pieces([mut low, mut high]: [__m512; 2]) -> [__m512i; 3] {
+pub(super) fn pieces<const N: usize>([mut low, mut high]: [__m512; 2]) -> [__m512i; N] {
     let upper = _mm512_set1_epi32(0xffff_0000_u32 as i32);
     let join = |low, high| {
         // What is set in the shifted one or, of the upper half, in the other.
@@ -34,8 +35,10 @@ pub(super) fn pieces([mut low, mut high]: [__m512; 2]) -> [__m512i; 3] {
         (low, high) = (_mm512_sub_ps(low, whole_a), _mm512_sub_ps(high, whole_b));
         join(a, b)
     };
-    let (one, two) = (next(), next());
-    [one, two, join(_mm512_castps_si512(low), _mm512_castps_si512(high))]
+    let mut all = [_mm512_setzero_si512(); N];
+    all[..N - 1].iter_mut().for_each(|piece| *piece = next());
+    all[N - 1] = join(_mm512_castps_si512(low), _mm512_castps_si512(high));
+    all
 }
 
 /// A form of weights as pieces.
@@ -60,7 +63,7 @@ pub(super) struct One;
 /// The pieces of a stored form that is widened first.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-unsafe fn widened<S: Stored>(start: *const u8, left: usize) -> [__m512i; 3] {
+unsafe fn widened<S: Stored, const N: usize>(start: *const u8, left: usize) -> [__m512i; N] {
     // SAFETY: what the caller of `load` promises.
     unsafe {
         let behind = start.wrapping_add(S::BYTES * LANES);
@@ -74,7 +77,7 @@ impl Parted for Three {
     #[inline(always)]
     unsafe fn load(start: *const u8, left: usize) -> [__m512i; 3] {
         // SAFETY: what the caller promises.
-        unsafe { widened::<Single>(start, left) }
+        unsafe { widened::<Single, 3>(start, left) }
     }
 }
 
@@ -84,7 +87,10 @@ impl Parted for Two {
     #[inline(always)]
     unsafe fn load(start: *const u8, left: usize) -> [__m512i; 3] {
         // SAFETY: what the caller promises.
-        unsafe { widened::<Half>(start, left) }
+        unsafe {
+            let [one, two] = widened::<Half, 2>(start, left);
+            [one, two, _mm512_setzero_si512()]
+        }
     }
 }
 

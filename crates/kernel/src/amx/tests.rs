@@ -318,8 +318,10 @@ fn pieces_add_up_to_the_number() {
     for chunk in numbers.chunks_exact(32) {
         // SAFETY: AVX-512, asked above; sixteen floats and 64 bytes each.
         let parts = unsafe {
-            let parts =
-                pieces([_mm512_loadu_ps(chunk.as_ptr()), _mm512_loadu_ps(chunk[16..].as_ptr())]);
+            let parts = pieces::<3>([
+                _mm512_loadu_ps(chunk.as_ptr()),
+                _mm512_loadu_ps(chunk[16..].as_ptr()),
+            ]);
             parts.map(|part| std::mem::transmute::<__m512i, [u16; 32]>(part))
         };
         for (at, number) in chunk.iter().enumerate() {
@@ -344,6 +346,12 @@ fn numbers_that_are_none_stay_so() {
     let mut given = noise(64 * 40, 3);
     given[64 * 20 + 5] = f32::from_bits(0x7fff_ffff);
     given[64 * 30] = f32::INFINITY;
+    // A weight of float16 that is none, all of its bits set.
+    let halves: Vec<u8> =
+        [0x3c00u16, 0x7fff, 0x3c00].iter().flat_map(|h| h.to_le_bytes()).collect();
+    let weight = Weight { weights: Weights::F16(&halves), outputs: 3, inputs: 1 };
+    let odd = Linear { weight, finish: Finish::default(), instructions: Instructions::Amx };
+    assert!(run::<Plain>(&odd, &[2.0])[1].is_nan());
     let plain = run::<Plain>(&linear, &given);
     let found = if is_usable() { run::<Amx>(&linear, &given) } else { plain.clone() };
     for results in [plain, found] {
