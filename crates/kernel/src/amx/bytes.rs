@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use super::{SQUARE, Sums, TILE_BYTES, TILE_ROWS, Unit, is_narrow, write};
 use crate::lanes::{LANES, first_bytes, transpose};
-use crate::linear::{Linear, Out, Parallel, Weight, Weights};
+use crate::linear::{Linear, Out, Parallel, Weight};
 use crate::quantized::{INT4_BLOCK, INT4_GROUP, ROW_BLOCK};
 use crate::rounded::Rows;
 use crate::tile::{Line, PANEL_SCRATCH, Place, Shared, ask_ahead, part};
@@ -23,7 +23,7 @@ thread_local! {
 }
 
 /// A form of weights `[outputs, inputs]`.
-trait Form: Copy + Sync {
+pub(super) trait Form: Copy + Sync {
     /// Inputs of a row that share a scale.
     const ROW_BLOCK: usize;
     /// Inputs of a step.
@@ -56,10 +56,10 @@ fn float(bytes: &[u8], index: usize) -> f32 {
 
 /// A scale an output.
 #[derive(Clone, Copy)]
-struct Int8<'a> {
-    inputs: usize,
-    values: &'a [u8],
-    scales: &'a [u8],
+pub(super) struct Int8<'a> {
+    pub(super) inputs: usize,
+    pub(super) values: &'a [u8],
+    pub(super) scales: &'a [u8],
 }
 
 impl Form for Int8<'_> {
@@ -91,10 +91,10 @@ impl Form for Int8<'_> {
 
 /// A scale for each [`INT4_GROUP`] inputs of an output, which are a tile: those of even places, then those of odd ones.
 #[derive(Clone, Copy)]
-struct Int4<'a> {
-    inputs: usize,
-    values: &'a [u8],
-    scales: &'a [u8],
+pub(super) struct Int4<'a> {
+    pub(super) inputs: usize,
+    pub(super) values: &'a [u8],
+    pub(super) scales: &'a [u8],
 }
 
 impl Form for Int4<'_> {
@@ -280,33 +280,7 @@ impl Linear<'_> {
     ///
     /// # Safety
     /// `U` is usable.
-    pub(crate) unsafe fn many_bytes<U: Unit>(
-        &self,
-        rows: &[f32],
-        packed: &mut Vec<Line>,
-        out: &Out,
-        parallel: &dyn Parallel,
-    ) {
-        let Weight { inputs, .. } = self.weight;
-        // SAFETY: what the caller promises.
-        unsafe {
-            match self.weight.weights {
-                Weights::Int8 { values, scales } => {
-                    let form = Int8 { inputs, values, scales };
-                    self.in_steps::<U, _>(form, rows, packed, out, parallel);
-                }
-                Weights::Int4 { values, scales } => {
-                    let form = Int4 { inputs, values, scales };
-                    self.in_steps::<U, _>(form, rows, packed, out, parallel);
-                }
-                Weights::F32(_) | Weights::F16(_) | Weights::Bf16(_) => {
-                    unreachable!("float weights meet float rows")
-                }
-            }
-        }
-    }
-
-    unsafe fn in_steps<U: Unit, F: Form>(
+    pub(super) unsafe fn in_steps<U: Unit, F: Form>(
         &self,
         form: F,
         rows: &[f32],

@@ -1,8 +1,8 @@
 //! Float weights: both sides are parted into bfloat16 pieces, tile by tile.
 
-use super::pieces::{INPUTS, Lines, One, PAIR, PIECES, Parted, Three, Two};
+use super::pieces::{INPUTS, Lines, PAIR, PIECES, Parted};
 use super::{SQUARE, Sums, Unit, is_narrow, write};
-use crate::linear::{Linear, Out, Parallel, Weight, Weights};
+use crate::linear::{Linear, Out, Parallel, Weight};
 use crate::tile::{Line, PANEL_SCRATCH, Place, Shared};
 
 /// Tiles of inputs that go by before the next square's turn: weights of so many stay in the cache.
@@ -11,37 +11,11 @@ const DEPTH: usize = 32;
 const PART_BYTES: usize = 800 << 10;
 
 impl Linear<'_> {
-    /// The layer of many rows over float weights.
+    /// The layer of many rows over float weights, which lie in `bytes` and have `N` pieces.
     ///
     /// # Safety
     /// `U` is usable.
-    pub(crate) unsafe fn many_floats<U: Unit>(
-        &self,
-        rows: &[f32],
-        packed: &mut Vec<Line>,
-        out: &Out,
-        parallel: &dyn Parallel,
-    ) {
-        // SAFETY: what the caller promises.
-        unsafe {
-            match self.weight.weights {
-                Weights::F32(bytes) => {
-                    self.in_pieces::<U, Three, 3>(bytes, rows, packed, out, parallel);
-                }
-                Weights::F16(bytes) => {
-                    self.in_pieces::<U, Two, 2>(bytes, rows, packed, out, parallel);
-                }
-                Weights::Bf16(bytes) => {
-                    self.in_pieces::<U, One, 1>(bytes, rows, packed, out, parallel);
-                }
-                Weights::Int8 { .. } | Weights::Int4 { .. } => {
-                    unreachable!("rounded weights meet rounded rows")
-                }
-            }
-        }
-    }
-
-    unsafe fn in_pieces<U: Unit, P: Parted, const N: usize>(
+    pub(super) unsafe fn in_pieces<U: Unit, P: Parted, const N: usize>(
         &self,
         bytes: &[u8],
         rows: &[f32],

@@ -25,6 +25,9 @@ use std::arch::x86_64::*;
 use std::ops::Range;
 use std::sync::LazyLock;
 
+use bytes::{Int4, Int8};
+use pieces::{One, Three, Two};
+
 use crate::lanes::{LANES, transpose};
 use crate::linear::{Linear, Out, Parallel, Weight, Weights};
 use crate::tile::{Line, Place};
@@ -75,13 +78,27 @@ impl Linear<'_> {
         out: &Out,
         parallel: &dyn Parallel,
     ) {
+        let inputs = self.weight.inputs;
         // SAFETY: what the caller promises.
         unsafe {
             match self.weight.weights {
-                Weights::Int8 { .. } | Weights::Int4 { .. } => {
-                    self.many_bytes::<U>(rows, packed, out, parallel);
+                Weights::F32(bytes) => {
+                    self.in_pieces::<U, Three, 3>(bytes, rows, packed, out, parallel);
                 }
-                _ => self.many_floats::<U>(rows, packed, out, parallel),
+                Weights::F16(bytes) => {
+                    self.in_pieces::<U, Two, 2>(bytes, rows, packed, out, parallel);
+                }
+                Weights::Bf16(bytes) => {
+                    self.in_pieces::<U, One, 1>(bytes, rows, packed, out, parallel);
+                }
+                Weights::Int8 { values, scales } => {
+                    let form = Int8 { inputs, values, scales };
+                    self.in_steps::<U, _>(form, rows, packed, out, parallel);
+                }
+                Weights::Int4 { values, scales } => {
+                    let form = Int4 { inputs, values, scales };
+                    self.in_steps::<U, _>(form, rows, packed, out, parallel);
+                }
             }
         }
     }
