@@ -29,7 +29,9 @@ impl ImageEncoder {
         options: &EngineOptions,
     ) -> Result<Self> {
         let path = folder.join(IMAGE_GRAPH);
-        let engine = runtime.open(&path, options)?;
+        // A picture's embedding, and with it the prompt, shall not depend on who else asks.
+        let options = EngineOptions { independent_rows: true, ..options.clone() };
+        let engine = runtime.open(&path, &options)?;
         let pixels = [None, Some(facts.channels), Some(facts.image_size), Some(facts.image_size)];
         check_port(engine.inputs(), "pixel_values", ElementType::F32, &pixels)
             .and_then(|()| check_embeds(engine.as_ref(), "image_embeds", facts.projection_dim))

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use imprompt_clip::{ImageEncoder, TextEncoder, TextOptions};
 use imprompt_engine::onnxruntime::{OnnxRuntime, OnnxRuntimeOptions};
-use imprompt_engine::{EngineOptions, Runtime, TensorView};
+use imprompt_engine::{EngineOptions, Instructions, Runtime, TensorView};
 use imprompt_error::{CancelFlag, Kind, Uncancellable};
 use imprompt_graph::clip::{IMAGE_GRAPH, TEXT_GRAPH};
 use imprompt_graph::{ClipFacts, ClipFamily, Probability, clip_graphs};
@@ -167,6 +167,31 @@ fn pictures_equal_the_reference() {
 }
 
 /// ONNX Runtime takes the weights out of the middle of a pytorch_model.bin.
+#[test]
+fn a_picture_does_not_depend_on_its_mates() {
+    if !imprompt_kernel::is_supported() {
+        eprintln!("skipped: ONNX Runtime's own operators promise no such thing");
+        return;
+    }
+    for name in CASES.into_iter().chain(SIGLIP) {
+        let golden = Golden::new(name);
+        let pictures = golden.pictures();
+        for kernels in [Instructions::Avx512, Instructions::Amx] {
+            let options = EngineOptions { kernels: Some(kernels), ..engine_options() };
+            let (folder, facts) = (golden.folder.path(), golden.facts.clone());
+            let mut encoder = ImageEncoder::open(folder, facts, runtime(), &options).unwrap();
+            // Every place of batches in which rows fall on all borders of the kernels.
+            let many = pictures.repeat(7);
+            let batches = encoder.encode(&many, 7 * PICTURES).unwrap();
+            for (place, pixels) in many.chunks_exact(many.len() / 7 / PICTURES).enumerate() {
+                let alone = encoder.encode(pixels, 1).unwrap();
+                let batched = &batches[place * alone.len()..][..alone.len()];
+                assert!(alone == batched, "{name}, {kernels:?}: picture {place}");
+            }
+        }
+    }
+}
+
 #[test]
 fn weights_of_torch_save_equal_the_reference() {
     for name in ["gelu_f16", "sharded_bf16"] {

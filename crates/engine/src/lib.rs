@@ -222,6 +222,9 @@ pub struct EngineOptions {
     /// The instructions with which imprompt's own kernels compute what they can, where the
     /// processor has AVX-512 at least; `None` leaves all to the runtime.
     pub kernels: Option<Instructions>,
+    /// Whether imprompt's kernels give a batch entry the same bits whatever entries are beside it. Linear layers of
+    /// few rows take longer then.
+    pub independent_rows: bool,
     /// Whether a GPU records the steps of a decoder and is then given each as a whole.
     pub cuda_graphs: bool,
 }
@@ -237,6 +240,7 @@ impl Default for EngineOptions {
             memory_pattern: false,
             own_threads: false,
             kernels: Some(Instructions::default()),
+            independent_rows: false,
             cuda_graphs: true,
         }
     }

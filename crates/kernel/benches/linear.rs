@@ -103,7 +103,12 @@ fn by_turns(weight: Weight<'_>, rows: usize, threads: usize, kinds: &[Instructio
     let mut seconds = vec![Vec::new(); kinds.len()];
     for _ in 0..15 {
         for (instructions, seconds) in kinds.iter().zip(&mut seconds) {
-            let linear = Linear { weight, finish: Finish::default(), instructions: *instructions };
+            let linear = Linear {
+                weight,
+                finish: Finish::default(),
+                instructions: *instructions,
+                independent_rows: false,
+            };
             let start = Instant::now();
             linear.run(&given, &mut out, &Threads(threads));
             seconds.push(start.elapsed().as_secs_f64());

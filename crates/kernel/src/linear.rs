@@ -146,6 +146,9 @@ pub struct Linear<'a> {
     pub finish: Finish<'a>,
     /// What it may be computed with.
     pub instructions: Instructions,
+    /// Whether a row's result is the same bits whatever rows are beside it, and however many. Few rows take
+    /// longer then, for all go the way of many.
+    pub independent_rows: bool,
 }
 
 /// Products, and bytes of weights, below which a layer is not worth waking other threads: some tens
@@ -161,8 +164,8 @@ const BYTES_AT_ONCE: usize = 8 << 20;
 impl Linear<'_> {
     /// The layer of `rows` `[n, inputs]`, written to `out` `[n, outputs]`.
     ///
-    /// A row's result does not depend on the rows beside it, but for the order in which the
-    /// products of float weights are summed.
+    /// A row's result does not depend on the rows beside it; unless [`Self::independent_rows`], the order in which its
+    /// products are summed depends on how many rows there are.
     ///
     /// # Panics
     /// When a slice has not the length its shape asks: the caller has checked shapes.
@@ -215,20 +218,22 @@ impl Linear<'_> {
     #[cfg(target_arch = "x86_64")]
     fn vectors(&self, rows: &[f32], out: &Out, parallel: &dyn Parallel) {
         let count = out.rows;
-        if self.instructions == Instructions::Amx && amx::pays(&self.weight, count) {
+        let few = |most| count <= most && !self.independent_rows;
+        let with_amx = self.instructions == Instructions::Amx && amx::is_usable();
+        if with_amx && !few(amx::few_rows(&self.weight)) {
             SCRATCH.with_borrow_mut(|scratch| {
                 self.piece_by_piece(rows, out, amx::BYTES_AT_ONCE, |linear, rows, out| {
-                    // SAFETY: `pays` says that AMX is usable.
+                    // SAFETY: AMX is usable, asked above.
                     unsafe { linear.many_in_tiles::<Amx>(rows, &mut scratch.lines, out, parallel) };
                 });
             });
             return;
         }
         match self.weight.weights {
-            Weights::F32(_) | Weights::F16(_) | Weights::Bf16(_) if count <= FEW_ROWS => {
+            Weights::F32(_) | Weights::F16(_) | Weights::Bf16(_) if few(FEW_ROWS) => {
                 self.few(rows, out, parallel);
             }
-            Weights::Int8 { .. } if count <= 8 => SCRATCH.with_borrow_mut(|scratch| {
+            Weights::Int8 { .. } if few(8) => SCRATCH.with_borrow_mut(|scratch| {
                 // SAFETY: the caller asked for the features.
                 unsafe {
                     scratch.rounded.round(rows, self.weight.inputs, ROW_BLOCK);

@@ -152,7 +152,8 @@ fn check(form: Form, rows: usize, inputs: usize, outputs: usize, threads: usize)
     // On a processor without AMX both are one.
     for instructions in [Instructions::Avx512, Instructions::Amx] {
         let mut out = vec![f32::NAN; rows * outputs];
-        let linear = Linear { weight: matrix.weight(), finish, instructions };
+        let linear =
+            Linear { weight: matrix.weight(), finish, instructions, independent_rows: false };
         match threads {
             1 => linear.run(&given, &mut out, &Serial),
             _ => linear.run(&given, &mut out, &Threads(threads)),
@@ -220,6 +221,7 @@ fn rows_do_not_depend_on_their_neighbours_in_few_bits() {
         weight: matrix.weight(),
         finish: Finish::default(),
         instructions: Instructions::default(),
+        independent_rows: false,
     };
     let mut all = vec![0.0; 60 * 96];
     linear.run(&given, &mut all, &Serial);
@@ -233,11 +235,51 @@ fn rows_do_not_depend_on_their_neighbours_in_few_bits() {
 }
 
 #[test]
+fn independent_rows_are_the_same_bits_in_any_company() {
+    if !imprompt_kernel::is_supported() {
+        eprintln!("skipped: this processor has no AVX-512");
+        return;
+    }
+    for form in FORMS {
+        // 100 outputs are an odd number of squares, the last of them not whole.
+        let (outputs, inputs, count) = (100, 1280, 150);
+        let matrix = Matrix::new(form, outputs, inputs);
+        let given = noise(count * inputs, 3);
+        let residual = noise(count * outputs, 11);
+        for instructions in [Instructions::Avx512, Instructions::Amx] {
+            let run = |rows: std::ops::Range<usize>| {
+                let finish = Finish {
+                    bias: None,
+                    activation: Some(Activation::Gelu),
+                    residual: Some(&residual[rows.start * outputs..rows.end * outputs]),
+                };
+                let weight = matrix.weight();
+                let linear = Linear { weight, finish, instructions, independent_rows: true };
+                let mut out = vec![f32::NAN; rows.len() * outputs];
+                linear.run(&given[rows.start * inputs..rows.end * inputs], &mut out, &Threads(2));
+                out.into_iter().map(f32::to_bits).collect::<Vec<_>>()
+            };
+            let all = run(0..count);
+            for (start, end) in [(0, 1), (3, 5), (0, 16), (7, 24), (20, 52), (50, 99), (149, 150)] {
+                assert!(
+                    run(start..end) == all[start * outputs..end * outputs],
+                    "{form:?}, {instructions:?}: rows {start}..{end}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
 #[should_panic(expected = "the weights do not fill")]
 fn short_weights_are_refused() {
     let weight = Weight { weights: Weights::F32(&[0; 12]), outputs: 2, inputs: 2 };
-    let linear =
-        Linear { weight, finish: Finish::default(), instructions: Instructions::default() };
+    let linear = Linear {
+        weight,
+        finish: Finish::default(),
+        instructions: Instructions::default(),
+        independent_rows: false,
+    };
     linear.run(&[0.0; 2], &mut [0.0; 2], &Serial);
 }
 

@@ -43,7 +43,7 @@ impl OnnxEngine {
         let mut builder = configure(environment, options).map_err(load_error)?;
         let kernels = options.kernels.filter(|_| imprompt_kernel::is_supported());
         let session = match kernels {
-            Some(instructions) => with_kernels(builder, graph, options.threads, instructions)?,
+            Some(instructions) => with_kernels(builder, graph, options, instructions)?,
             None => builder.commit_from_file(graph).map_err(load_error)?,
         };
         let ports = |outlets| Ports::new(outlets).map_err(|error| error.context(&name));
@@ -216,7 +216,7 @@ impl Engine for OnnxEngine {
 fn with_kernels(
     builder: SessionBuilder,
     graph: &Path,
-    threads: usize,
+    options: &EngineOptions,
     instructions: Instructions,
 ) -> Result<Session> {
     let name = graph.display();
@@ -228,7 +228,7 @@ fn with_kernels(
     let folder = graph.parent().unwrap_or(Path::new("."));
     let weights =
         kernels::rewrite(&mut model, folder, instructions).map_err(|error| error.context(&name))?;
-    let domain = kernels::domain(weights, threads, instructions).map_err(load_error)?;
+    let domain = kernels::domain(weights, options, instructions).map_err(load_error)?;
     // What stays in the graph's charge, norms and embeddings, is looked for beside it.
     let folder = folder
         .to_str()

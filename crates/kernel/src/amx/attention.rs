@@ -129,7 +129,7 @@ impl Work<'_> {
             for (strip, scores) in scores.iter_mut().enumerate() {
                 // What is behind the last key is some number that nobody reads.
                 let keys = self.keys.add(strip * self.groups * PIECES_SIZE);
-                U::floats::<PIECES>(self.queries, keys, self.groups, scores, false);
+                U::floats::<PIECES>(self.queries, keys, self.groups, scores);
             }
             for (index, query) in queries.iter().enumerate() {
                 let start = own_weights.len();
@@ -141,7 +141,7 @@ impl Work<'_> {
             let mut seen = Sums::new();
             for group in 0..self.groups {
                 let values = self.values.add(group * self.strips * PIECES_SIZE);
-                U::floats::<PIECES>(self.weights, values, self.strips, &mut seen, false);
+                U::floats::<PIECES>(self.weights, values, self.strips, &mut seen);
                 let mut start = 0;
                 for (index, row) in rows.clone().enumerate() {
                     let own_values = part.own[1].part(own(row));

@@ -334,7 +334,7 @@ impl Linear<'_> {
                             if step.index + 1 == depth.end {
                                 scale(&mut sums, form, &step.place.columns);
                                 let passes = (depth.start == 0, depth.end == steps);
-                                write(&sums, false, &step.place, passes);
+                                write(&sums, &step.place, passes);
                             }
                         }
                     };

@@ -1,5 +1,7 @@
 //! Float weights: both sides are parted into bfloat16 pieces, tile by tile.
 
+use std::ops::Range;
+
 use super::pieces::{INPUTS, Lines, PAIR, PIECES, Parted};
 use super::{SQUARE, Sums, Unit, is_narrow, write};
 use crate::linear::{Linear, Out, Parallel, Weight};
@@ -47,7 +49,7 @@ impl Linear<'_> {
                 let size = part.div_ceil(SQUARE) * tiles.min(DEPTH) * square_size;
                 squares.resize(size / INPUTS, Line::default());
                 let squares: *mut u16 = squares.as_mut_ptr().cast();
-                let mut sums = [Sums::new(), Sums::new()];
+                let mut sums = [(); 2].map(|()| [Sums::new(), Sums::new()]);
                 let mut work = || {
                     for start in (0..tiles).step_by(DEPTH) {
                         let depth = start..tiles.min(start + DEPTH);
@@ -63,41 +65,50 @@ impl Linear<'_> {
                                 lines.lay::<P, N>(&depth, out);
                             }
                         }
-                        // The unit is at the next square while the vectors write one.
+                        let last = columns.len().div_ceil(SQUARE) - 1;
+                        let square_of = |square: usize| {
+                            let first = columns.start + square * SQUARE;
+                            let weights = squares.wrapping_add(square * depth.len() * square_size);
+                            (first..columns.end.min(first + SQUARE), weights.cast_const())
+                        };
+                        // The unit is at the next squares while the vectors write some.
                         let [mut this, mut other] = sums.each_mut();
-                        let mut before: Option<Place<'_>> = None;
+                        let mut before: [Option<Place<'_>>; 2] = [None, None];
+                        let write_all = |sums: &[Sums<f32>; 2], places: [Option<Place<'_>>; 2]| {
+                            for (sums, place) in sums.iter().zip(places.into_iter().flatten()) {
+                                // SAFETY: as above; the columns are this part's.
+                                unsafe { write(sums, &place, passes) };
+                            }
+                        };
                         for strip in 0..strips {
-                            let at = strip * strip_size + start * PIECES * PAIR;
-                            for (square, first) in columns.clone().step_by(SQUARE).enumerate() {
-                                let place = Place {
-                                    linear: self,
-                                    out,
-                                    rows: strip_of(strip),
-                                    columns: first..columns.end.min(first + SQUARE),
-                                };
-                                // SAFETY: as above; the strips are read alone now, the columns are
-                                // this part's.
-                                unsafe {
-                                    let weights = squares.add(square * depth.len() * square_size);
-                                    let narrow = is_narrow(&place.rows);
-                                    U::floats::<N>(
-                                        weights,
-                                        packed.at(at),
-                                        depth.len(),
-                                        this,
-                                        narrow,
-                                    );
-                                    if let Some(place) = before.replace(place) {
-                                        write(other, is_narrow(&place.rows), &place, passes);
+                            let rows = packed.at(strip * strip_size + start * PIECES * PAIR);
+                            let place = |columns: Range<usize>| {
+                                let rows = strip_of(strip);
+                                Some(Place { linear: self, out, rows, columns })
+                            };
+                            let is_narrow = is_narrow(&strip_of(strip));
+                            for square in (0..=last).step_by(if is_narrow { 2 } else { 1 }) {
+                                let (columns, weights) = square_of(square);
+                                // SAFETY: as above; the strips are read alone now.
+                                let places = unsafe {
+                                    if is_narrow {
+                                        // One that is left over goes twice.
+                                        let (second, other) = square_of(last.min(square + 1));
+                                        let both = [weights, other];
+                                        U::narrow_floats::<N>(both, rows, depth.len(), this);
+                                        let second =
+                                            if square < last { place(second) } else { None };
+                                        [place(columns), second]
+                                    } else {
+                                        U::floats::<N>(weights, rows, depth.len(), &mut this[0]);
+                                        [place(columns), None]
                                     }
-                                }
+                                };
+                                write_all(other, std::mem::replace(&mut before, places));
                                 std::mem::swap(&mut this, &mut other);
                             }
                         }
-                        if let Some(place) = before {
-                            // SAFETY: as above.
-                            unsafe { write(other, is_narrow(&place.rows), &place, passes) };
-                        }
+                        write_all(other, before);
                     }
                 };
                 // SAFETY: the unit is usable, the caller says.

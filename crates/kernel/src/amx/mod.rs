@@ -53,17 +53,16 @@ impl<T: Copy + Default> Sums<T> {
 /// Bytes of rows that are worked on at once, so that their pieces stay in the caches.
 pub(crate) const BYTES_AT_ONCE: usize = 2 << 20;
 
-/// Whether a layer of so many rows takes less time here: both sides are laid out anew, so that few rows of floats are
+/// So many rows take no less time here: both sides are laid out anew, and few rows of floats are
 /// faster where they are.
-pub(crate) fn pays(weight: &Weight<'_>, rows: usize) -> bool {
-    let few = match weight.weights {
+pub(crate) fn few_rows(weight: &Weight<'_>) -> usize {
+    match weight.weights {
         Weights::F32(_) => 32,
         Weights::F16(_) => 24,
         Weights::Bf16(_) => 16,
         Weights::Int8 { .. } => 3,
         Weights::Int4 { .. } => 6,
-    };
-    rows > few && is_usable()
+    }
 }
 
 impl Linear<'_> {
@@ -117,12 +116,12 @@ fn is_narrow(rows: &Range<usize>) -> bool {
 }
 
 /// Writes a square of sums to its place, on top of what lies there unless it `starts`; finishes it
-/// where it `ends`. The sums of the second half of the rows are the first's too where they are `joined`.
+/// where it `ends`.
 ///
 /// # Safety
 /// The place is the caller's alone, at most [`SQUARE`] rows by [`SQUARE`] columns.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-unsafe fn write(sums: &Sums<f32>, joined: bool, place: &Place<'_>, (starts, ends): (bool, bool)) {
+unsafe fn write(sums: &Sums<f32>, place: &Place<'_>, (starts, ends): (bool, bool)) {
     for (half, first) in place.rows.clone().step_by(TILE_ROWS).enumerate() {
         let rows = first..place.rows.end.min(first + TILE_ROWS);
         let part = Place { rows, columns: place.columns.clone(), ..*place };
@@ -130,13 +129,7 @@ unsafe fn write(sums: &Sums<f32>, joined: bool, place: &Place<'_>, (starts, ends
             let tile = (2 * left + half) * TILE_ROWS;
             let lanes = std::array::from_fn(|output| {
                 // SAFETY: sixteen lanes of the square.
-                let lanes =
-                    |line: usize| unsafe { _mm512_load_ps(sums.0.as_ptr().add(line * LANES)) };
-                let line = tile + output;
-                _mm512_castps_si512(match joined {
-                    true => _mm512_add_ps(lanes(line), lanes(line + TILE_ROWS)),
-                    false => lanes(line),
-                })
+                unsafe { _mm512_load_epi32(sums.0.as_ptr().add((tile + output) * LANES).cast()) }
             });
             transpose(lanes)
         };

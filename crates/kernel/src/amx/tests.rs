@@ -36,7 +36,6 @@ impl Unit for Plain {
         rows: *const u16,
         depth: usize,
         sums: &mut Sums<f32>,
-        narrow: bool,
     ) {
         // SAFETY: the tiles are there, the caller says.
         let (weights, rows) = unsafe {
@@ -49,8 +48,7 @@ impl Unit for Plain {
         let value = |tiles: &[u16], tile: usize, line: usize, at: usize| {
             f64::from(bf16::from_bits(tiles[(tile * TILE_ROWS + line) * 32 + at]))
         };
-        sums.0.fill(0.0);
-        for (output, row, place) in results(narrow) {
+        for (output, row, place) in results(false) {
             let mut sum = 0.0;
             for tile in 0..depth {
                 for (w, x) in (0..PIECES).flat_map(|w| (0..3 - w).map(move |x| (w, x))) {
@@ -62,11 +60,22 @@ impl Unit for Plain {
                     }
                 }
             }
-            // Of a narrow strip both halves together.
-            sums.0[place] = if narrow { sum as f32 / 4.0 } else { sum as f32 };
-            if narrow {
-                sums.0[place + TILE_ROWS * TILE_ROWS] = sum as f32 * 0.75;
-            }
+            sums.0[place] = sum as f32;
+        }
+    }
+
+    unsafe fn narrow_floats<const PIECES: usize>(
+        weights: [*const u16; 2],
+        rows: *const u16,
+        depth: usize,
+        sums: &mut [Sums<f32>; 2],
+    ) {
+        for (weights, sums) in weights.into_iter().zip(sums) {
+            let mut all = Sums::new();
+            // SAFETY: as here; the strip has room for the rows that are not there.
+            unsafe { Self::floats::<PIECES>(weights, rows, depth, &mut all) };
+            sums.0.fill(f32::NAN);
+            results(true).for_each(|(_, _, place)| sums.0[place] = all.0[place]);
         }
     }
 
@@ -141,6 +150,7 @@ fn layers(check: impl Fn(&str, &Linear<'_>, &[f32], &[f32])) {
             weight: Weight { weights, outputs, inputs },
             finish,
             instructions: Instructions::Amx,
+            independent_rows: false,
         };
         let name = |form: &str| format!("{form} {rows}x{inputs}x{outputs}");
         let bytes =
@@ -289,7 +299,12 @@ fn every_product_that_float32_has_room_for_is_taken() {
     let (given, weights) = (positive(3), positive(7));
     let stored: Vec<u8> = weights.iter().flat_map(|w| w.to_le_bytes()).collect();
     let weight = Weight { weights: Weights::F32(&stored), outputs: 32, inputs: 32 };
-    let linear = Linear { weight, finish: Finish::default(), instructions: Instructions::Amx };
+    let linear = Linear {
+        weight,
+        finish: Finish::default(),
+        instructions: Instructions::Amx,
+        independent_rows: false,
+    };
     for count in [16, 32] {
         let found = run::<Amx>(&linear, &given[..count * 32]);
         for (index, found) in found.into_iter().enumerate() {
@@ -342,7 +357,12 @@ fn numbers_that_are_none_stay_so() {
     }
     let stored: Vec<u8> = noise(64 * 3, 7).iter().flat_map(|w| w.to_le_bytes()).collect();
     let weight = Weight { weights: Weights::F32(&stored), outputs: 3, inputs: 64 };
-    let linear = Linear { weight, finish: Finish::default(), instructions: Instructions::Amx };
+    let linear = Linear {
+        weight,
+        finish: Finish::default(),
+        instructions: Instructions::Amx,
+        independent_rows: false,
+    };
     let mut given = noise(64 * 40, 3);
     given[64 * 20 + 5] = f32::from_bits(0x7fff_ffff);
     given[64 * 30] = f32::INFINITY;
@@ -350,7 +370,12 @@ fn numbers_that_are_none_stay_so() {
     let halves: Vec<u8> =
         [0x3c00u16, 0x7fff, 0x3c00].iter().flat_map(|h| h.to_le_bytes()).collect();
     let weight = Weight { weights: Weights::F16(&halves), outputs: 3, inputs: 1 };
-    let odd = Linear { weight, finish: Finish::default(), instructions: Instructions::Amx };
+    let odd = Linear {
+        weight,
+        finish: Finish::default(),
+        instructions: Instructions::Amx,
+        independent_rows: false,
+    };
     assert!(run::<Plain>(&odd, &[2.0])[1].is_nan());
     let plain = run::<Plain>(&linear, &given);
     let found = if is_usable() { run::<Amx>(&linear, &given) } else { plain.clone() };

@@ -9,7 +9,8 @@ use super::{Sums, TILE_BYTES, TILE_ROWS};
 /// What computes a square of sums. [`Amx`] is the real one; the tests have one that any processor
 /// runs, so that everything around it is tested on all of them.
 ///
-/// Where a strip of rows is `narrow`, sixteen at most, the second tiles of rows are not read.
+/// A strip of rows is narrow where it has sixteen at most: its second tiles of rows are not read. A row's sums are the
+/// same bits in narrow and in other strips.
 pub(crate) trait Unit {
     /// Calls `work`, in which the other functions may be called.
     ///
@@ -19,8 +20,7 @@ pub(crate) trait Unit {
 
     /// `sums` of the products of `depth` pairs of tiles: weights `[depth][PIECES][2]` tiles of sixteen
     /// outputs by 32 inputs, rows `[depth][3][2]` tiles of sixteen pairs of inputs by sixteen
-    /// rows of two. Of the pieces 0, 1 and 2 of both sides those products are taken whose numbers add up to two at most. Of a
-    /// narrow strip the sums are those of the two halves together.
+    /// rows of two. Of the pieces 0, 1 and 2 of both sides those products are taken whose numbers add up to two at most.
     ///
     /// # Safety
     /// Inside of [`Unit::scope`]; the tiles are there.
@@ -29,7 +29,18 @@ pub(crate) trait Unit {
         rows: *const u16,
         depth: usize,
         sums: &mut Sums<f32>,
-        narrow: bool,
+    );
+
+    /// [`Unit::floats`] of a narrow strip, for two squares of weights at once: one by itself would wait for its own
+    /// sums. Those of the second half of the rows are left as they are.
+    ///
+    /// # Safety
+    /// As [`Unit::floats`].
+    unsafe fn narrow_floats<const PIECES: usize>(
+        weights: [*const u16; 2],
+        rows: *const u16,
+        depth: usize,
+        sums: &mut [Sums<f32>; 2],
     );
 
     /// `sums` of the products of `depth` pairs of tiles of bytes: weights `[depth][2]` of sixteen outputs by 64
@@ -98,25 +109,39 @@ impl Drop for Release {
     }
 }
 
-/// The left operand: both halves of a piece of the weights, into the registers 4 and 5.
+/// The left operand: both halves of a piece of the weights at `w`, or of a second square's at `v`, into
+/// the registers 4 and 5.
 macro_rules! left {
-    ($first:literal, $second:literal) => {
+    ($base:literal, $first:literal, $second:literal) => {
         concat!(
-            "tileloadd tmm4, [{w} + {line} + ",
+            "tileloadd tmm4, [{",
+            $base,
+            "} + {line} + ",
             $first,
-            "]\n tileloadd tmm5, [{w} + {line} + ",
+            "]\n tileloadd tmm5, [{",
+            $base,
+            "} + {line} + ",
             $second,
             "]\n"
         )
     };
     (0) => {
-        left!("0", "1024")
+        left!("w", "0", "1024")
     };
     (1) => {
-        left!("2048", "3072")
+        left!("w", "2048", "3072")
     };
     (2) => {
-        left!("4096", "5120")
+        left!("w", "4096", "5120")
+    };
+    (0 second) => {
+        left!("v", "0", "1024")
+    };
+    (1 second) => {
+        left!("v", "2048", "3072")
+    };
+    (2 second) => {
+        left!("v", "4096", "5120")
     };
 }
 
@@ -152,21 +177,29 @@ macro_rules! right {
     };
 }
 
-/// What is in the registers 4 to 7, onto the sums in 0 to 3.
+/// What is in the registers 4 to 7, onto the sums in 0 to 3; of a `narrow` strip onto those in 0 and 2.
 macro_rules! add {
     ($dot:literal) => {
-        concat!(add!($dot even), $dot, " tmm1, tmm4, tmm7\n", $dot, " tmm3, tmm5, tmm7\n")
+        concat!(add!($dot narrow), $dot, " tmm1, tmm4, tmm7\n", $dot, " tmm3, tmm5, tmm7\n")
     };
-    // Of a narrow strip: by turns onto two sums, for one would wait for itself.
-    ($dot:literal even) => {
+    ($dot:literal narrow) => {
         concat!($dot, " tmm0, tmm4, tmm6\n", $dot, " tmm2, tmm5, tmm6\n")
-    };
-    ($dot:literal odd) => {
-        concat!($dot, " tmm1, tmm4, tmm6\n", $dot, " tmm3, tmm5, tmm6\n")
     };
 }
 
-/// The sums, to memory; or of a narrow strip whose sums are all in the first half.
+/// A piece of the weights of two squares times what is in the register 6, onto their sums in 0 and 2, 1 and 3.
+macro_rules! twice {
+    ($piece:tt) => {
+        concat!(
+            left!($piece),
+            add!("tdpbf16ps" narrow),
+            left!($piece second),
+            "tdpbf16ps tmm1, tmm4, tmm6\n tdpbf16ps tmm3, tmm5, tmm6\n"
+        )
+    };
+}
+
+/// The sums, to memory; or of a narrow strip those of the first half of the rows.
 macro_rules! store {
     () => {
         concat!(
@@ -177,6 +210,14 @@ macro_rules! store {
     };
     (narrow) => {
         concat!("tilestored [{sums} + {line}], tmm0\n", "tilestored [{sums} + {line} + 2048], tmm2")
+    };
+    // The second square's sums lie behind the first's.
+    (twice) => {
+        concat!(
+            store!(narrow),
+            "\ntilestored [{sums} + {line} + 4096], tmm1\n",
+            "tilestored [{sums} + {line} + 6144], tmm3"
+        )
     };
 }
 
@@ -189,11 +230,12 @@ struct Square<W, S> {
 }
 
 /// Runs `steps` for each of the pairs of tiles, the weights' and the rows' so many bytes apart, and stores the sums.
+/// A second square's weights are at `second`.
 macro_rules! square {
     ($square:expr, $w_bytes:expr, $x_bytes:expr, [$($step:expr),+ $(,)?]) => {
         square!($square, $w_bytes, $x_bytes, [$($step),+], store!())
     };
-    ($square:expr, $w_bytes:expr, $x_bytes:expr, [$($step:expr),+ $(,)?], $store:expr) => {{
+    ($square:expr, $w_bytes:expr, $x_bytes:expr, [$($step:expr),+ $(,)?], $store:expr $(, $second:expr)?) => {{
         let Square { weights, rows, depth, sums } = $square;
         asm!(
             "tilezero tmm0",
@@ -203,12 +245,14 @@ macro_rules! square {
             "2:",
             concat!($($step),+),
             "add {w}, {w_bytes}",
+            $(square!(@ $second, "add {v}, {w_bytes}"),)?
             "add {x}, {x_bytes}",
             "dec {depth}",
             "jnz 2b",
             $store,
             w = inout(reg) weights => _,
             x = inout(reg) rows => _,
+            $(v = inout(reg) $second => _,)?
             depth = inout(reg) depth => _,
             sums = in(reg) sums,
             line = in(reg) 64usize,
@@ -217,6 +261,9 @@ macro_rules! square {
             options(nostack),
         )
     }};
+    (@ $second:expr, $text:literal) => {
+        $text
+    };
 }
 
 /// Bytes of two tiles: both halves of a piece.
@@ -237,15 +284,14 @@ impl Unit for Amx {
         rows: *const u16,
         depth: usize,
         sums: &mut Sums<f32>,
-        narrow: bool,
     ) {
         assert!(depth > 0);
         let square = Square { weights, rows, depth, sums: sums.0.as_mut_ptr() };
         // The small products first, and an operand stays while the other changes.
         // SAFETY: what the caller promises; the registers are nobody else's inside of `scope`.
         unsafe {
-            match (PIECES, narrow) {
-                (1, false) => square!(
+            match PIECES {
+                1 => square!(
                     square,
                     PAIR,
                     3 * PAIR,
@@ -259,21 +305,7 @@ impl Unit for Amx {
                         add!("tdpbf16ps"),
                     ]
                 ),
-                (1, true) => square!(
-                    square,
-                    PAIR,
-                    3 * PAIR,
-                    [
-                        left!(0),
-                        right!(2 narrow),
-                        add!("tdpbf16ps" even),
-                        right!(1 narrow),
-                        add!("tdpbf16ps" even),
-                        right!(0 narrow),
-                        add!("tdpbf16ps" odd),
-                    ]
-                ),
-                (2, false) => square!(
+                2 => square!(
                     square,
                     2 * PAIR,
                     3 * PAIR,
@@ -292,26 +324,7 @@ impl Unit for Amx {
                         add!("tdpbf16ps"),
                     ]
                 ),
-                (2, true) => square!(
-                    square,
-                    2 * PAIR,
-                    3 * PAIR,
-                    [
-                        left!(1),
-                        right!(1 narrow),
-                        add!("tdpbf16ps" even),
-                        right!(0 narrow),
-                        add!("tdpbf16ps" odd),
-                        left!(0),
-                        right!(2 narrow),
-                        add!("tdpbf16ps" even),
-                        right!(1 narrow),
-                        add!("tdpbf16ps" odd),
-                        right!(0 narrow),
-                        add!("tdpbf16ps" even),
-                    ]
-                ),
-                (_, false) => square!(
+                _ => square!(
                     square,
                     3 * PAIR,
                     3 * PAIR,
@@ -331,25 +344,74 @@ impl Unit for Amx {
                         add!("tdpbf16ps"),
                     ]
                 ),
-                (_, true) => square!(
+            }
+        }
+    }
+
+    unsafe fn narrow_floats<const PIECES: usize>(
+        [weights, second]: [*const u16; 2],
+        rows: *const u16,
+        depth: usize,
+        sums: &mut [Sums<f32>; 2],
+    ) {
+        assert!(depth > 0);
+        let square = Square { weights, rows, depth, sums: sums.as_mut_ptr() };
+        // The products in the order of `floats`.
+        // SAFETY: as in `floats`.
+        unsafe {
+            match PIECES {
+                1 => square!(
+                    square,
+                    PAIR,
+                    3 * PAIR,
+                    [
+                        right!(2 narrow),
+                        twice!(0),
+                        right!(1 narrow),
+                        twice!(0),
+                        right!(0 narrow),
+                        twice!(0),
+                    ],
+                    store!(twice),
+                    second
+                ),
+                2 => square!(
+                    square,
+                    2 * PAIR,
+                    3 * PAIR,
+                    [
+                        right!(1 narrow),
+                        twice!(1),
+                        right!(0 narrow),
+                        twice!(1),
+                        right!(2 narrow),
+                        twice!(0),
+                        right!(1 narrow),
+                        twice!(0),
+                        right!(0 narrow),
+                        twice!(0),
+                    ],
+                    store!(twice),
+                    second
+                ),
+                _ => square!(
                     square,
                     3 * PAIR,
                     3 * PAIR,
                     [
-                        left!(2),
                         right!(0 narrow),
-                        add!("tdpbf16ps" even),
-                        left!(1),
-                        add!("tdpbf16ps" odd),
+                        twice!(2),
+                        twice!(1),
                         right!(1 narrow),
-                        add!("tdpbf16ps" even),
-                        left!(0),
-                        add!("tdpbf16ps" odd),
+                        twice!(1),
+                        twice!(0),
                         right!(2 narrow),
-                        add!("tdpbf16ps" even),
+                        twice!(0),
                         right!(0 narrow),
-                        add!("tdpbf16ps" odd),
-                    ]
+                        twice!(0),
+                    ],
+                    store!(twice),
+                    second
                 ),
             }
         }
@@ -372,7 +434,7 @@ impl Unit for Amx {
                     square,
                     PAIR,
                     PAIR,
-                    [left!(0), right!(0 narrow), add!("tdpbssd" even)],
+                    [left!(0), right!(0 narrow), add!("tdpbssd" narrow)],
                     store!(narrow)
                 ),
             }

@@ -15,22 +15,24 @@ use ort::value::{TensorElementType, ValueRef};
 
 use super::DOMAIN;
 use super::weights::StoredWeight;
+use crate::EngineOptions;
 
-/// The operators over `weights`, run with `threads` and `instructions`.
+/// The operators over `weights`, run as `options` say with `instructions`.
 ///
 /// # Errors
 /// What the library reports.
 pub(in super::super) fn domain(
     weights: Vec<StoredWeight>,
-    threads: usize,
+    options: &EngineOptions,
     instructions: Instructions,
 ) -> ort::Result<OperatorDomain> {
-    let threads = match threads {
+    let independent_rows = options.independent_rows;
+    let threads = match options.threads {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
         threads => threads,
     };
     OperatorDomain::new(DOMAIN)?
-        .add(LinearOperator { weights: weights.into(), threads, instructions })?
+        .add(LinearOperator { weights: weights.into(), threads, instructions, independent_rows })?
         .add(AttentionOperator { threads, instructions })?
         .add(PrefixOperator { threads, instructions })?
         .add(CacheOperator { threads })
@@ -104,6 +106,7 @@ struct LinearOperator {
     weights: Arc<[StoredWeight]>,
     threads: usize,
     instructions: Instructions,
+    independent_rows: bool,
 }
 
 struct LinearKernel {
@@ -112,6 +115,7 @@ struct LinearKernel {
     activation: Option<Activation>,
     threads: usize,
     instructions: Instructions,
+    independent_rows: bool,
 }
 
 impl Operator for LinearOperator {
@@ -144,6 +148,7 @@ impl Operator for LinearOperator {
             activation: activation.checked_sub(1).and_then(|a| ACTIVATIONS.get(a).copied()),
             threads: self.threads,
             instructions: self.instructions,
+            independent_rows: self.independent_rows,
         })
     }
 }
@@ -174,7 +179,8 @@ impl Kernel for LinearKernel {
                 residual: residual.map(|(_, data)| data),
             };
             let pool = Pool { context, threads: self.threads };
-            Linear { weight, finish, instructions: self.instructions }.run(rows, out, &pool);
+            let Self { instructions, independent_rows, .. } = *self;
+            Linear { weight, finish, instructions, independent_rows }.run(rows, out, &pool);
             Ok(())
         })
     }
