@@ -8,7 +8,11 @@ use crate::kernel::{avx2, avx512};
 
 /// A set of instructions that this processor has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Instructions(Set);
+pub struct Instructions {
+    set: Set,
+    /// Whether rows are asked for ahead: it pays on Intel's processors, and costs time on AMD's.
+    asks: bool,
+}
 
 /// Private, so that only [`Instructions::available`] says that a set is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +29,10 @@ impl Instructions {
     pub fn available() -> Vec<Self> {
         let mut sets = Vec::new();
         #[cfg(target_arch = "x86_64")]
+        let asks = is_intel();
+        #[cfg(not(target_arch = "x86_64"))]
+        let asks = false;
+        #[cfg(target_arch = "x86_64")]
         {
             use std::arch::is_x86_feature_detected as has;
             if has!("avx512f") {
@@ -35,7 +43,7 @@ impl Instructions {
             }
         }
         sets.push(Set::Portable);
-        sets.into_iter().map(Instructions).collect()
+        sets.into_iter().map(|set| Instructions { set, asks }).collect()
     }
 
     /// The fastest.
@@ -51,18 +59,31 @@ impl Instructions {
         dimension: usize,
         results: &mut [&mut [f32]],
     ) {
-        match self.0 {
+        match (self.set, self.asks) {
+            // SAFETY: `available` found AVX-512F, else there were no such `Instructions`.
             #[cfg(target_arch = "x86_64")]
-            Set::Avx512 => {
-                // SAFETY: `available` found AVX-512F, else there were no such `Instructions`.
-                unsafe { avx512::block(rows, images, dimension, results) }
-            }
+            (Set::Avx512, true) => unsafe {
+                avx512::block::<true>(rows, images, dimension, results);
+            },
+            // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
-            Set::Avx2 => {
-                // SAFETY: `available` found AVX2, FMA and F16C.
-                unsafe { avx2::block(rows, images, dimension, results) }
-            }
-            Set::Portable => portable::block(rows, images, dimension, results),
+            (Set::Avx512, false) => unsafe {
+                avx512::block::<false>(rows, images, dimension, results);
+            },
+            // SAFETY: `available` found AVX2, FMA and F16C.
+            #[cfg(target_arch = "x86_64")]
+            (Set::Avx2, true) => unsafe { avx2::block::<true>(rows, images, dimension, results) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            (Set::Avx2, false) => unsafe { avx2::block::<false>(rows, images, dimension, results) },
+            (Set::Portable, _) => portable::block::<false>(rows, images, dimension, results),
         }
     }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn is_intel() -> bool {
+    let leaf = std::arch::x86_64::__cpuid(0);
+    // The letters of `GenuineIntel`, four in each register.
+    [leaf.ebx, leaf.edx, leaf.ecx].map(u32::to_le_bytes).as_flattened() == b"GenuineIntel"
 }
