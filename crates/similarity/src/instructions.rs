@@ -28,10 +28,7 @@ impl Instructions {
     /// What is there, the fastest first.
     pub fn available() -> Vec<Self> {
         let mut sets = Vec::new();
-        #[cfg(target_arch = "x86_64")]
-        let asks = is_intel();
-        #[cfg(not(target_arch = "x86_64"))]
-        let asks = false;
+        let asks = imprompt_kernel::is_intel();
         #[cfg(target_arch = "x86_64")]
         {
             use std::arch::is_x86_feature_detected as has;
@@ -79,11 +76,4 @@ impl Instructions {
             (Set::Portable, _) => portable::block::<false>(rows, images, dimension, results),
         }
     }
-}
-
-#[cfg(target_arch = "x86_64")]
-fn is_intel() -> bool {
-    let leaf = std::arch::x86_64::__cpuid(0);
-    // The letters of `GenuineIntel`, four in each register.
-    [leaf.ebx, leaf.edx, leaf.ecx].map(u32::to_le_bytes).as_flattened() == b"GenuineIntel"
 }

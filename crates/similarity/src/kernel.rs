@@ -5,8 +5,8 @@
 //! machine, and in every company of rows and images.
 //!
 //! Rows are read one after the other, as they lie: on a Zen 4, several at once took twice as long, and
-//! asking for them ahead of the processor's own prefetching a third longer. Intel's own prefetching ends with each
-//! page: on a Sapphire Rapids all took 1.7 times as long without asking.
+//! asking for them ahead of the processor's own prefetching a third longer; on a Sapphire Rapids all took 1.7 times
+//! as long without asking.
 
 use half::f16;
 
