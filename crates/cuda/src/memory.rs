@@ -81,6 +81,17 @@ impl<'b> Span<'b> {
         Span { stream, address, len }
     }
 
+    /// The first `len` of them.
+    ///
+    /// # Errors
+    /// `Internal` when there are not so many.
+    pub fn first(self, len: usize) -> Result<Self> {
+        if len > self.len {
+            return Err(Error::internal(format!("{len} bytes of {} on the GPU", self.len)));
+        }
+        Ok(Span { len, ..self })
+    }
+
     /// How many.
     #[must_use]
     pub fn len(&self) -> usize {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use cudarc::driver::{CudaFunction, LaunchConfig, PushKernelArg as _, result};
 use cudarc::nvrtc::Ptx;
+use half::f16;
 use imprompt_error::{Error, Result};
 
 use crate::device::failed;
@@ -112,6 +113,14 @@ impl Ranking {
             comparing: Comparing::Nothing,
             stream: stream.clone(),
         })
+    }
+
+    /// [`Table::upload`] to the device that it is on.
+    ///
+    /// # Errors
+    /// As [`Table::upload`].
+    pub fn upload(&self, parts: &[&[f16]], dimension: usize) -> Result<Table> {
+        Table::upload(&self.stream, parts, dimension)
     }
 
     /// Gives the products of `images` (`[images, dimension]`) with the rows `ranges` of `table`, for

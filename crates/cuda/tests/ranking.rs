@@ -180,7 +180,7 @@ fn rank_there(
     let stages = Stages::new(range.len(), chunk_size, count);
     let chunks = Chunks { size: stages.chunk, keep: stages.keep };
     let kept = ranking.best(range, chunks, reverse).unwrap();
-    stages.finish(kept.into_iter())
+    stages.finish(kept).into_iter().map(|(index, _)| index).collect()
 }
 
 #[test]

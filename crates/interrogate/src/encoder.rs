@@ -2,6 +2,8 @@
 
 use imprompt_error::{Cancellation, Error, Result};
 
+use crate::table_ranker::TableRanker;
+
 /// The text side of a CLIP model, as the interrogator uses it.
 ///
 /// Every text is cleaned, tokenised, and cut to [`Self::context_length`] with the end token kept,
@@ -29,7 +31,8 @@ pub trait PromptEncoder {
     /// Those of the engine below, and a cancellation.
     fn encode(&mut self, texts: &[&str], cancel: &dyn Cancellation) -> Result<Vec<f32>>;
 
-    /// Cosines of `image` (float32 `[D]`, L2-normalised) with each of `texts`: float32 `[n]`.
+    /// Cosines of `image` (float32 `[D]`, L2-normalised) with each of `texts`: float32 `[n]`, to the
+    /// bits of [`encoded_similarities`].
     ///
     /// # Errors
     /// Those of [`Self::encode`].
@@ -39,16 +42,7 @@ pub trait PromptEncoder {
         texts: &[&str],
         cancel: &dyn Cancellation,
     ) -> Result<Vec<f32>> {
-        let dimension = self.dimension();
-        let embeds = self.encode(texts, cancel)?;
-        if dimension == 0 || embeds.len() != texts.len() * dimension {
-            return Err(Error::internal(format!(
-                "the text encoder gave {} values for {} texts of {dimension} values each",
-                embeds.len(),
-                texts.len()
-            )));
-        }
-        Ok(embeds.chunks_exact(dimension).map(|row| crate::rank::dot(row, image)).collect())
+        encoded_similarities(self, image, texts, cancel)
     }
 
     /// Cosines of `image` with `prompt + ", " + phrase` for each of `phrases`: float32 `[n]`.
@@ -74,9 +68,37 @@ pub trait PromptEncoder {
         None
     }
 
+    /// What compares pictures with the label tables where this encoder computes, if that is elsewhere.
+    /// `None`: the processor does.
+    fn table_ranker(&mut self) -> Option<&mut dyn TableRanker> {
+        None
+    }
+
     /// True when `text` fills the last token slot, so a text that fits exactly counts too
     /// (`_prompt_at_max_len` of clip_interrogator.py, for a tokenizer that pads with 0).
     fn is_at_max_length(&self, text: &str) -> bool {
         self.token_count(text) + 2 >= self.context_length()
     }
+}
+
+/// Cosines of `image` with the embeddings that `encoder` gives of `texts`.
+///
+/// # Errors
+/// Those of [`PromptEncoder::encode`]; `Internal` when it gives a wrong number of values.
+pub fn encoded_similarities<E: PromptEncoder + ?Sized>(
+    encoder: &mut E,
+    image: &[f32],
+    texts: &[&str],
+    cancel: &dyn Cancellation,
+) -> Result<Vec<f32>> {
+    let dimension = encoder.dimension();
+    let embeds = encoder.encode(texts, cancel)?;
+    if dimension == 0 || embeds.len() != texts.len() * dimension {
+        return Err(Error::internal(format!(
+            "the text encoder gave {} values for {} texts of {dimension} values each",
+            embeds.len(),
+            texts.len()
+        )));
+    }
+    Ok(embeds.chunks_exact(dimension).map(|row| crate::rank::dot(row, image)).collect())
 }

@@ -7,11 +7,12 @@ use imprompt_error::{Cancellation, Error, Result};
 use crate::budget::Budget;
 use crate::chain::{Chained, Direction, Phrase, chain};
 use crate::encoder::PromptEncoder;
-use crate::modes::{Ranked, Ranking};
-use crate::rank::{first_greatest, rank};
+use crate::modes::{Ranked, Ranking, Terms};
+use crate::rank::first_greatest;
 use crate::report::{Candidate, Report, Seconds, Source, Term};
 use crate::request::{FlavorCounts, Mode, Request};
 use crate::step::{ChainStep, Choice, checked};
+use crate::table_ranker::TableRanker;
 use crate::vocabulary::{Merged, Table, Vocabulary};
 
 /// The sign of the first similarity of mode negative.
@@ -139,8 +140,8 @@ struct Draft {
 }
 
 impl Draft {
-    fn ranked(source: Source, ranked: Ranked) -> Self {
-        let Ranked { prompt, terms, cut } = ranked;
+    fn ranked(source: Source, caption: &str, terms: Terms, encoder: &dyn PromptEncoder) -> Self {
+        let Ranked { prompt, terms, cut } = Ranked::new(caption, terms, encoder);
         Draft { source, prompt, similarity: 0.0, terms, cut, complete: true }
     }
 
@@ -216,14 +217,13 @@ impl Interrogator {
         let mut drafts = match request.mode {
             Mode::Best => self.best(request.caption, counts, &mut view)?,
             Mode::Fast => {
-                let ranking = self.timed_ranking(request.mode, &mut view)?;
-                let fast = ranking.fast(request.caption, counts.max, view.encoder)?;
-                vec![Draft::ranked(Source::Fast, fast)]
+                let fast = self.timed_ranking(request.mode, &mut view)?.fast(counts.max)?;
+                vec![Draft::ranked(Source::Fast, request.caption, fast, view.encoder)]
             }
             Mode::Classic => {
-                let ranking = self.timed_ranking(request.mode, &mut view)?;
-                let classic = ranking.classic(request.caption, counts.max, view.encoder)?;
-                vec![Draft::ranked(Source::Classic, classic)]
+                let mut ranking = self.timed_ranking(request.mode, &mut view)?;
+                let classic = ranking.classic(request.caption, counts.max)?;
+                vec![Draft::ranked(Source::Classic, request.caption, classic, view.encoder)]
             }
             Mode::Negative => vec![self.negative(counts, &mut view)?],
             Mode::Caption => vec![Draft::caption(request.caption)],
@@ -252,43 +252,49 @@ impl Interrogator {
                 self.vocabulary.dimension()
             )));
         }
-        let ranking = self.ranking(Mode::Best, image_embeds)?;
-        let Config { chunk_size, flavor_intermediate_count, .. } = self.config;
-        Ok(rank(&ranking.similarities, chunk_size, flavor_intermediate_count, false))
+        self.chosen(&mut self.ranking(Mode::Best, image_embeds, None)?)
     }
 
-    /// The five merged tables, ranked against `image`.
-    fn ranking(&self, mode: Mode, image: &[f32]) -> Result<Ranking<'_>> {
+    fn chosen(&self, ranking: &mut Ranking<'_, '_>) -> Result<Vec<usize>> {
+        let Config { chunk_size, flavor_intermediate_count: count, .. } = self.config;
+        let all = 0..ranking.cosines.len();
+        Ok(places(ranking.cosines.rank(all, chunk_size, count, false)?))
+    }
+
+    /// The five merged tables, compared with `image` by `ranker`, or here.
+    fn ranking<'r>(
+        &self,
+        mode: Mode,
+        image: &[f32],
+        ranker: Option<&'r mut dyn TableRanker>,
+    ) -> Result<Ranking<'_, 'r>> {
         let merged = Merged::new(&self.vocabulary, &Table::ALL[..5], mode.name())?;
-        let similarities = merged.similarities(image, self.config.threads)?;
-        Ok(Ranking { merged, similarities, chunk_size: self.config.chunk_size })
+        let cosines = merged.cosines(image, ranker, self.config.threads)?;
+        Ok(Ranking { merged, cosines, chunk_size: self.config.chunk_size })
     }
 
     /// [`Self::ranking`] of the picture, its time noted.
-    fn timed_ranking(&self, mode: Mode, view: &mut View<'_>) -> Result<Ranking<'_>> {
-        let (ranking, seconds) = timed(|| self.ranking(mode, view.image));
+    fn timed_ranking<'r>(&self, mode: Mode, view: &'r mut View<'_>) -> Result<Ranking<'_, 'r>> {
+        let ranker = view.encoder.table_ranker();
+        let (ranking, seconds) = timed(|| self.ranking(mode, view.image, ranker));
         view.seconds.ranking += seconds;
         ranking
     }
 
     /// The four candidates of mode best, in the reference's order (`interrogate`).
     fn best(&self, caption: &str, counts: FlavorCounts, view: &mut View<'_>) -> Result<Vec<Draft>> {
-        let ranking = self.timed_ranking(Mode::Best, view)?;
+        let mut ranking = self.timed_ranking(Mode::Best, view)?;
         // Before the chain, which takes long: it fails where a table is empty. The reference makes
         // the classic prompt with `max_flavors` here, not with the 3 of mode classic.
-        let classic = ranking.classic(caption, counts.max, view.encoder)?;
-        let fast = ranking.fast(caption, counts.max, view.encoder)?;
-        let Config { chunk_size, flavor_intermediate_count, .. } = self.config;
-        let chosen = rank(&ranking.similarities, chunk_size, flavor_intermediate_count, false);
-        let start = view.similarities(&[caption])?[0];
+        let classic = ranking.classic(caption, counts.max)?;
+        let fast = ranking.fast(counts.max)?;
+        let chosen = self.chosen(&mut ranking)?;
         let phrases = phrases(&ranking.merged, chosen);
+        let start = view.similarities(&[caption])?[0];
+        let classic = Draft::ranked(Source::Classic, caption, classic, view.encoder);
+        let fast = Draft::ranked(Source::Fast, caption, fast, view.encoder);
         let chained = chain(view, phrases, (caption, start), counts, Direction::Similar)?;
-        Ok(vec![
-            Draft::caption(caption),
-            Draft::ranked(Source::Classic, classic),
-            Draft::ranked(Source::Fast, fast),
-            Draft::chained(Source::Chain, chained),
-        ])
+        Ok(vec![Draft::caption(caption), classic, fast, Draft::chained(Source::Chain, chained)])
     }
 
     /// The chain of the terms least like the picture (`interrogate_negative`).
@@ -300,12 +306,12 @@ impl Interrogator {
                 "mode `negative` needs a label: the tables `flavors` and `negative` are empty",
             ));
         }
-        let (similarities, seconds) =
-            timed(|| merged.similarities(view.image, self.config.threads));
-        let similarities = similarities?;
+        let Config { chunk_size, flavor_intermediate_count: count, negative_sign, threads } =
+            self.config;
+        let ranker = view.encoder.table_ranker();
+        let (cosines, seconds) = timed(|| merged.cosines(view.image, ranker, threads));
         view.seconds.ranking += seconds;
-        let Config { chunk_size, flavor_intermediate_count, negative_sign, .. } = self.config;
-        let mut chosen = rank(&similarities[flavors], chunk_size, flavor_intermediate_count, true);
+        let mut chosen = places(cosines?.rank(flavors, chunk_size, count, true)?);
         chosen.extend(negatives);
         let phrases = phrases(&merged, chosen);
         // The reference's chain forces eight terms here, whatever the request says.
@@ -313,6 +319,10 @@ impl Interrogator {
         let direction = Direction::Dissimilar(negative_sign);
         Ok(Draft::chained(Source::Negative, chain(view, phrases, ("", 0.0), counts, direction)?))
     }
+}
+
+fn places(ranked: Vec<(usize, f32)>) -> Vec<usize> {
+    ranked.into_iter().map(|(index, _)| index).collect()
 }
 
 fn phrases<'a>(merged: &Merged<'a>, indices: Vec<usize>) -> Vec<Phrase<'a>> {

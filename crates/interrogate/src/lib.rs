@@ -17,10 +17,11 @@ mod report;
 mod request;
 mod step;
 mod table;
+mod table_ranker;
 mod vocabulary;
 mod zero_shot;
 
-pub use encoder::PromptEncoder;
+pub use encoder::{PromptEncoder, encoded_similarities};
 pub use interrogator::{Config, Interrogator, NegativeSign, Outcome};
 pub use report::{Candidate, Report, Seconds, Source, Term};
 pub use request::{
@@ -29,5 +30,6 @@ pub use request::{
 };
 pub use step::{ChainStep, Choice};
 pub use table::{LabelTable, SharedBytes};
+pub use table_ranker::TableRanker;
 pub use vocabulary::{Table, Vocabulary};
-pub use zero_shot::{LabelEmbeds, Score, Scoring, zero_shot};
+pub use zero_shot::{LabelEmbeds, Score, Scoring, zero_shot, zero_shot_by};

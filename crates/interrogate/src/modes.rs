@@ -1,19 +1,24 @@
 //! Prompts made of ranked terms: modes fast and classic (`interrogate_fast`,
 //! `interrogate_classic` and `_truncate_to_fit` of clip_interrogator.py).
 
+use std::ops::Range;
+
 use imprompt_error::{Error, Result};
 
 use crate::encoder::PromptEncoder;
-use crate::rank::rank;
 use crate::report::Term;
+use crate::table_ranker::Cosines;
 use crate::vocabulary::{Merged, Table};
 
 /// The merged tables with the cosine of every label.
-pub(crate) struct Ranking<'a> {
+pub(crate) struct Ranking<'a, 'r> {
     pub(crate) merged: Merged<'a>,
-    pub(crate) similarities: Vec<f32>,
+    pub(crate) cosines: Cosines<'r>,
     pub(crate) chunk_size: usize,
 }
+
+/// Terms to be put behind a caption, and what comes before each.
+pub(crate) type Terms = Vec<(&'static str, Term)>;
 
 /// A prompt of ranked terms, cut to the length limit.
 pub(crate) struct Ranked {
@@ -23,15 +28,19 @@ pub(crate) struct Ranked {
     pub(crate) cut: bool,
 }
 
-impl Ranking<'_> {
-    /// The term at an index of the merged table.
-    fn term(&self, index: usize) -> Term {
-        let (table, label) = self.merged.label(index);
-        Term { term: label.to_owned(), table: table.name(), similarity: self.similarities[index] }
+impl Ranking<'_, '_> {
+    /// The best `count` labels in `range` of the merged table.
+    fn best(&mut self, range: Range<usize>, count: usize) -> Result<Vec<Term>> {
+        let best = self.cosines.rank(range, self.chunk_size, count, false)?;
+        let term = |(index, similarity)| {
+            let (table, label) = self.merged.label(index);
+            Term { term: label.to_owned(), table: table.name(), similarity }
+        };
+        Ok(best.into_iter().map(term).collect())
     }
 
     /// The best `count` labels of one table.
-    fn best_of(&self, table: Table, count: usize) -> Result<Vec<Term>> {
+    fn best_of(&mut self, table: Table, count: usize) -> Result<Vec<Term>> {
         let range = self.merged.range(table);
         if range.is_empty() {
             return Err(Error::not_found(format!(
@@ -39,40 +48,25 @@ impl Ranking<'_> {
                 table.name()
             )));
         }
-        let start = range.start;
-        let best = rank(&self.similarities[range], self.chunk_size, count, false);
-        Ok(best.into_iter().map(|index| self.term(start + index)).collect())
+        self.best(range, count)
     }
 
-    /// The caption and the `max_flavors` best labels of all tables.
-    pub(crate) fn fast(
-        &self,
-        caption: &str,
-        max_flavors: usize,
-        encoder: &dyn PromptEncoder,
-    ) -> Result<Ranked> {
-        if self.similarities.is_empty() {
+    /// The `max_flavors` best labels of all tables.
+    pub(crate) fn fast(&mut self, max_flavors: usize) -> Result<Terms> {
+        if self.cosines.len() == 0 {
             return Err(Error::not_found("mode `fast` needs a label: every label table is empty"));
         }
-        let mut draft = Draft::new(caption);
-        for index in rank(&self.similarities, self.chunk_size, max_flavors, false) {
-            draft.add(", ", self.term(index));
-        }
-        Ok(draft.truncate_to_fit(encoder))
+        let best = self.best(0..self.cosines.len(), max_flavors)?;
+        Ok(best.into_iter().map(|term| (", ", term)).collect())
     }
 
-    /// `CAPTION, MEDIUM ARTIST, TRENDING, MOVEMENT, FLAVORS`, without the medium when the caption
+    /// `MEDIUM ARTIST, TRENDING, MOVEMENT, FLAVORS`, without the medium when the caption
     /// starts with it.
-    pub(crate) fn classic(
-        &self,
-        caption: &str,
-        max_flavors: usize,
-        encoder: &dyn PromptEncoder,
-    ) -> Result<Ranked> {
-        let mut draft = Draft::new(caption);
+    pub(crate) fn classic(&mut self, caption: &str, max_flavors: usize) -> Result<Terms> {
+        let mut terms = Terms::new();
         for medium in self.best_of(Table::Mediums, 1)? {
             if !caption.starts_with(&medium.term) {
-                draft.add(", ", medium);
+                terms.push((", ", medium));
             }
         }
         // A blank, not a comma, before the artist.
@@ -82,11 +76,20 @@ impl Ranking<'_> {
             (Table::Movements, 1, ", "),
             (Table::Flavors, max_flavors, ", "),
         ] {
-            for term in self.best_of(table, count)? {
-                draft.add(separator, term);
-            }
+            terms.extend(self.best_of(table, count)?.into_iter().map(|term| (separator, term)));
         }
-        Ok(draft.truncate_to_fit(encoder))
+        Ok(terms)
+    }
+}
+
+impl Ranked {
+    /// The caption with `terms` behind it.
+    pub(crate) fn new(caption: &str, terms: Terms, encoder: &dyn PromptEncoder) -> Self {
+        let mut draft = Draft::new(caption);
+        for (separator, term) in terms {
+            draft.add(separator, term);
+        }
+        draft.truncate_to_fit(encoder)
     }
 }
 

@@ -2,6 +2,8 @@
 //! `LabelTable.rank` of clip_interrogator.py). The similarities themselves are
 //! `imprompt_similarity`'s.
 
+use std::cmp::Reverse;
+
 /// Independent sums of a dot product: enough for the widest vectors, and a fixed number, so that a
 /// value depends on the numbers alone and not on the machine.
 const LANES: usize = 16;
@@ -44,16 +46,11 @@ pub fn rank_exact(similarities: &[f32], count: usize) -> Vec<usize> {
 /// the second ranking puts the most similar first even if `reverse`: both as the reference does.
 pub fn rank(similarities: &[f32], chunk_size: usize, count: usize, reverse: bool) -> Vec<usize> {
     let stages = Stages::new(similarities.len(), chunk_size, count);
-    let sign = if reverse { -1.0 } else { 1.0 };
-    let best_of = |(number, chunk): (usize, &[f32])| {
-        let mut kept = Best::new(stages.keep);
-        kept.add(chunk, number * stages.chunk, sign);
-        kept.indices().into_iter().map(|index| (index, similarities[index]))
-    };
-    stages.finish(similarities.chunks(stages.chunk).enumerate().flat_map(best_of))
+    let best = stages.finish(stages.begin(similarities, reverse));
+    best.into_iter().map(|(index, _)| index).collect()
 }
 
-/// What [`rank`] does, for others to do its first stage.
+/// The two stages of [`rank`], the first of which may be done elsewhere.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stages {
     /// Values of a chunk.
@@ -77,15 +74,28 @@ impl Stages {
         Stages { chunk, keep, count, is_ranked_again }
     }
 
-    /// The indices of the best, of what the chunks have kept: indices and values, those of a chunk
-    /// best first.
-    pub fn finish(&self, kept: impl Iterator<Item = (usize, f32)>) -> Vec<usize> {
-        if !self.is_ranked_again {
-            return kept.take(self.count).map(|(index, _)| index).collect();
+    /// What each chunk keeps of `similarities`, chunk after chunk: indices and values, of each chunk
+    /// the best first, or the least if `reverse`.
+    #[must_use]
+    pub fn begin(&self, similarities: &[f32], reverse: bool) -> Vec<(usize, f32)> {
+        let sign = if reverse { -1.0 } else { 1.0 };
+        let best_of = |(number, chunk): (usize, &[f32])| {
+            let mut kept = Best::new(self.keep);
+            kept.add(chunk, number * self.chunk, sign);
+            kept.indices().into_iter().map(|index| (index, similarities[index]))
+        };
+        similarities.chunks(self.chunk).enumerate().flat_map(best_of).collect()
+    }
+
+    /// The best of what [`Self::begin`] gives.
+    #[must_use]
+    pub fn finish(&self, mut kept: Vec<(usize, f32)>) -> Vec<(usize, f32)> {
+        if self.is_ranked_again {
+            let better = |(index, value): &(usize, f32)| Reverse(key(*value, *index));
+            kept.sort_unstable_by_key(better);
         }
-        let mut best = Best::new(self.count);
-        kept.for_each(|(index, value)| best.add(&[value], index, 1.0));
-        best.indices()
+        kept.truncate(self.count);
+        kept
     }
 }
 

@@ -7,6 +7,7 @@ use imprompt_error::{Error, Kind, Result};
 
 use crate::labels::{artist_labels, read_labels, trending_labels};
 use crate::table::{LabelTable, SharedBytes};
+use crate::table_ranker::{Cosines, TableRanker, first_wrong};
 
 /// A label table of the interrogator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -167,15 +168,33 @@ impl<'a> Merged<'a> {
         Ok(Merged { parts: parts.collect::<Result<_>>()? })
     }
 
-    /// Cosines of `image` with every label, in order: one pass over the rows, by at most
-    /// `threads` threads (0: as many as help).
-    pub(crate) fn similarities(&self, image: &[f32], threads: usize) -> Result<Vec<f32>> {
-        let tables: Vec<_> = self.parts.iter().map(|(_, labels)| labels.rows()).collect();
-        let similarities =
-            imprompt_similarity::similarities(&tables, image, image.len(), threads).pop();
-        let similarities = similarities.unwrap_or_default();
-        match similarities.iter().position(|value| !value.is_finite()) {
-            None => Ok(similarities),
+    /// Cosines of `image` with every label, in order: by `ranker`, or in one pass over the rows by
+    /// at most `threads` threads (0: as many as help).
+    pub(crate) fn cosines<'r>(
+        &self,
+        image: &[f32],
+        ranker: Option<&'r mut dyn TableRanker>,
+        threads: usize,
+    ) -> Result<Cosines<'r>> {
+        let (cosines, wrong) = match ranker {
+            Some(ranker) => {
+                let tables: Vec<_> = self.parts.iter().map(|(_, labels)| *labels).collect();
+                ranker.compare(&tables, image)?;
+                let wrong = ranker.first_wrong()?;
+                let count = tables.iter().map(|labels| labels.len()).sum();
+                (Cosines::There(count, ranker), wrong)
+            }
+            None => {
+                let tables: Vec<_> = self.parts.iter().map(|(_, labels)| labels.rows()).collect();
+                let values =
+                    imprompt_similarity::similarities(&tables, image, image.len(), threads).pop();
+                let values = values.unwrap_or_default();
+                let wrong = first_wrong(&values);
+                (Cosines::Here(values), wrong)
+            }
+        };
+        match wrong {
+            None => Ok(cosines),
             Some(index) => Err(Error::bad_model(format!(
                 "label table `{}`: an embedding is not finite",
                 self.label(index).0.name()

@@ -4,6 +4,8 @@ use half::f16;
 use imprompt_error::{Error, Result};
 
 use crate::rank;
+use crate::table::LabelTable;
+use crate::table_ranker::TableRanker;
 
 /// Embeddings of labels, `[n, D]`, row-major, each row L2-normalised.
 #[derive(Clone, Copy, Debug)]
@@ -92,6 +94,44 @@ pub fn zero_shot(
         };
         for similarities in similarities {
             scores.push(score(&similarities, scoring, top_k)?);
+        }
+    }
+    Ok(scores)
+}
+
+/// [`zero_shot`] with the labels of `table` by `ranker`, which has it.
+///
+/// # Errors
+/// As [`zero_shot`], and those of the ranker.
+pub fn zero_shot_by(
+    ranker: &mut dyn TableRanker,
+    table: &LabelTable,
+    images: &[f32],
+    scoring: Scoring,
+    top_k: Option<usize>,
+) -> Result<Vec<Vec<Score>>> {
+    let dimension = table.dimension();
+    if dimension == 0 || !images.len().is_multiple_of(dimension) {
+        return Err(Error::internal(format!(
+            "image embeddings: {} values are no rows of {dimension} values",
+            images.len()
+        )));
+    }
+    let mut scores = Vec::with_capacity(images.len() / dimension);
+    for images in images.chunks(PASS_IMAGES * dimension) {
+        ranker.compare(&[table], images)?;
+        let similarities = ranker.similarities()?;
+        let count = images.len() / dimension;
+        if similarities.len() != count * table.len() {
+            return Err(Error::internal(format!(
+                "{} similarities of {} labels and {count} images",
+                similarities.len(),
+                table.len()
+            )));
+        }
+        for image in 0..count {
+            let similarities = &similarities[image * table.len()..][..table.len()];
+            scores.push(score(similarities, scoring, top_k)?);
         }
     }
     Ok(scores)
