@@ -136,6 +136,31 @@ impl TextEncoder {
         rows: &[R],
         cancel: &dyn Cancellation,
     ) -> Result<Vec<f32>> {
+        let dimension = self.facts.projection_dim;
+        let mut embeds: Vec<f32> = Vec::with_capacity(rows.len() * dimension);
+        let places = self.encode_in_place(rows, cancel, &mut |run| {
+            embeds.extend_from_slice(run.as_slice::<f32>()?);
+            Ok(())
+        })?;
+        let mut all = Vec::with_capacity(places.len() * dimension);
+        for place in places {
+            all.extend_from_slice(&embeds[place * dimension..][..dimension]);
+        }
+        Ok(all)
+    }
+
+    /// As [`Self::encode`], but the embeddings stay where the engine computes: `take` is given those of
+    /// one run after the other (float32 `[n, D]`). For each of `rows` the place of its embedding among
+    /// all that were given.
+    ///
+    /// # Errors
+    /// As [`Self::encode`], and those of `take`.
+    pub fn encode_in_place<R: AsRef<[u32]>>(
+        &mut self,
+        rows: &[R],
+        cancel: &dyn Cancellation,
+        take: &mut dyn FnMut(&dyn Held) -> Result<()>,
+    ) -> Result<Vec<usize>> {
         let trimmed: Vec<&[u32]> =
             rows.iter().map(|row| self.trim(row.as_ref())).collect::<Result<_>>()?;
         let (distinct, of_row) = distinct(&trimmed);
@@ -143,7 +168,8 @@ impl TextEncoder {
             self.set_prefix(&distinct, cancel)?;
         }
         let dimension = self.facts.projection_dim;
-        let mut embeds = vec![0.0; distinct.len() * dimension];
+        let mut places = vec![0; distinct.len()];
+        let mut given = 0;
         let shared = self.prefix.tokens.len();
         let most = self.facts.context_length - shared;
         let run_length =
@@ -153,17 +179,22 @@ impl TextEncoder {
             for chunk in chunks(&members, (self.tokens_per_run / length).clamp(1, most_rows)) {
                 cancel.check()?;
                 let rows: Vec<&[u32]> = chunk.iter().map(|&index| distinct[index]).collect();
-                let found = self.run(&rows, length)?;
-                for (&index, row) in chunk.iter().zip(found.chunks_exact(dimension)) {
-                    embeds[index * dimension..][..dimension].copy_from_slice(row);
+                let run = self.run(&rows, length)?;
+                if run.shape() != [rows.len(), dimension] {
+                    return Err(Error::internal(format!(
+                        "text_embeds of shape {:?} for {} rows",
+                        run.shape(),
+                        rows.len()
+                    )));
+                }
+                take(run.as_ref())?;
+                for &index in chunk {
+                    places[index] = given;
+                    given += 1;
                 }
             }
         }
-        let mut all = Vec::with_capacity(of_row.len() * dimension);
-        for index in of_row {
-            all.extend_from_slice(&embeds[index * dimension..][..dimension]);
-        }
-        Ok(all)
+        Ok(of_row.into_iter().map(|index| places[index]).collect())
     }
 
     /// Runs what `rows` share in front, unless the last call did. A single row
@@ -192,10 +223,9 @@ impl TextEncoder {
     }
 
     /// The embeddings of rows that have up to `length` tokens each behind the prefix.
-    fn run(&mut self, rows: &[&[u32]], length: usize) -> Result<Vec<f32>> {
+    fn run(&mut self, rows: &[&[u32]], length: usize) -> Result<Box<dyn Held>> {
         let outputs = self.run_tower(rows, length, &[], &["text_embeds"])?;
-        let embeds = outputs.first().ok_or_else(|| Error::internal("no text_embeds"))?;
-        Ok(embeds.as_slice::<f32>()?.to_vec())
+        outputs.into_iter().next().ok_or_else(|| Error::internal("no text_embeds"))
     }
 
     fn run_tower(

@@ -23,7 +23,9 @@ use std::path::{Path, PathBuf};
 use imprompt_error::Result;
 pub use imprompt_kernel::Instructions;
 
-pub use imprompt_cuda::Device as Gpu;
+pub use imprompt_cuda::{
+    Chunks as GpuChunks, Device as Gpu, Ranking as GpuRanking, Span as GpuSpan, Table as GpuTable,
+};
 
 pub use host_copy::HostCopy;
 
@@ -62,6 +64,15 @@ pub trait Held: Send + fmt::Debug {
     /// # Errors
     /// `Internal` when the device cannot be read.
     fn to_host(&self) -> Result<TensorView<'_>>;
+
+    /// Its elements on a GPU, for a [`GpuRanking`] of the same runtime; `None` where they are in host
+    /// memory.
+    ///
+    /// # Errors
+    /// `Internal` when the memory is gone.
+    fn on_gpu(&self) -> Result<Option<GpuSpan<'_>>> {
+        Ok(None)
+    }
 
     /// For the engine's own use.
     fn as_any(&self) -> &dyn Any;
@@ -258,6 +269,15 @@ pub trait Runtime: Send + Sync + fmt::Debug {
     /// corrupt, `Unsupported` when the runtime lacks an operator,
     /// `OutOfMemory`.
     fn open(&self, graph: &Path, options: &EngineOptions) -> Result<Box<dyn Engine>>;
+
+    /// What compares and ranks on the GPU that its engines are on, in order with their work; `None`
+    /// where they are on none.
+    ///
+    /// # Errors
+    /// What the driver says, for one where the card is too old.
+    fn ranking(&self) -> Result<Option<GpuRanking>> {
+        Ok(None)
+    }
 }
 
 impl<R: Runtime + ?Sized> Runtime for &R {
@@ -267,5 +287,9 @@ impl<R: Runtime + ?Sized> Runtime for &R {
 
     fn open(&self, graph: &Path, options: &EngineOptions) -> Result<Box<dyn Engine>> {
         (**self).open(graph, options)
+    }
+
+    fn ranking(&self) -> Result<Option<GpuRanking>> {
+        (**self).ranking()
     }
 }

@@ -299,6 +299,7 @@ fn every_option_loads() {
         arena: false,
         memory_pattern: true,
         own_threads: true,
+        independent_rows: true,
         kernels: None,
         cuda_graphs: false,
     };

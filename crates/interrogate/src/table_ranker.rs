@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use imprompt_error::{Error, Result};
 
+use crate::interrogator::Config;
 use crate::rank::Stages;
 use crate::table::LabelTable;
 
@@ -46,6 +47,35 @@ pub trait TableRanker {
         let values = all.get(range).ok_or_else(|| Error::internal("cosines that are not there"))?;
         Ok(stages.begin(values, reverse))
     }
+}
+
+/// Whether `ranker` gives the processor's very bits and ranks as it does: tried with all of `tables`, which it has, and with
+/// a label as the picture. Takes milliseconds.
+///
+/// # Errors
+/// Those of the ranker.
+pub fn is_exact(ranker: &mut dyn TableRanker, tables: &[&LabelTable]) -> Result<bool> {
+    let largest = tables.iter().max_by_key(|table| table.len()).filter(|table| !table.is_empty());
+    let Some(largest) = largest else { return Ok(true) };
+    let dimension = largest.dimension();
+    let middle = &largest.rows()[largest.len() / 2 * dimension..][..dimension];
+    let image: Vec<f32> = middle.iter().map(|value| value.to_f32()).collect();
+    let rows: Vec<_> = tables.iter().map(|table| table.rows()).collect();
+    let here = imprompt_similarity::similarities(&rows, &image, dimension, 0).concat();
+    ranker.compare(tables, &image)?;
+    let bits = |values: &[f32]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
+    if bits(&ranker.similarities()?) != bits(&here) || ranker.first_wrong()? != first_wrong(&here) {
+        return Ok(false);
+    }
+    let Config { chunk_size, flavor_intermediate_count: count, .. } = Config::default();
+    let stages = Stages::new(here.len(), chunk_size, count);
+    for reverse in [false, true] {
+        let there = ranker.best(0..here.len(), stages, reverse)?;
+        if stages.finish(there) != stages.finish(stages.begin(&here, reverse)) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 pub(crate) fn first_wrong(values: &[f32]) -> Option<usize> {

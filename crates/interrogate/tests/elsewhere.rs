@@ -10,7 +10,7 @@ use imprompt_error::{Cancellation, Error, Kind, Result, Uncancellable};
 use imprompt_interrogate::rank::Stages;
 use imprompt_interrogate::{
     Config, Interrogator, LabelEmbeds, LabelTable, Mode, PromptEncoder, Request, Scoring, Table,
-    TableRanker, Vocabulary, zero_shot, zero_shot_by,
+    TableRanker, Vocabulary, is_exact, zero_shot, zero_shot_by,
 };
 use support::{DIMENSION, FakeClip, golden};
 
@@ -150,6 +150,54 @@ fn zero_shot_scores_are_the_same() {
             assert!(zero_shot_by(&mut there, table, &images[1..], scoring, top_k).is_err());
         }
     }
+}
+
+/// Nearly right: of the last bit, or of the order.
+#[derive(Default)]
+struct Careless {
+    there: There,
+    bit: u32,
+    turns: bool,
+}
+
+impl TableRanker for Careless {
+    fn compare(&mut self, tables: &[&LabelTable], images: &[f32]) -> Result<()> {
+        self.there.compare(tables, images)?;
+        let last = self.there.cosines.last_mut().unwrap();
+        *last = f32::from_bits(last.to_bits() ^ self.bit);
+        Ok(())
+    }
+
+    fn similarities(&mut self) -> Result<Vec<f32>> {
+        self.there.similarities()
+    }
+
+    fn best(
+        &mut self,
+        range: Range<usize>,
+        stages: Stages,
+        reverse: bool,
+    ) -> Result<Vec<(usize, f32)>> {
+        self.there.best(range, stages, reverse != self.turns)
+    }
+}
+
+#[test]
+fn a_ranker_that_is_not_exact_is_found_out() {
+    let vocabulary = vocabulary();
+    let tables: Vec<&LabelTable> =
+        Table::ALL.iter().filter_map(|table| Some(&**vocabulary.get(*table)?)).collect();
+    let exact = |bit, turns| {
+        let mut ranker = Careless { bit, turns, ..Careless::default() };
+        is_exact(&mut ranker, &tables).unwrap()
+    };
+    assert!(exact(0, false));
+    assert!(!exact(1, false), "a bit");
+    assert!(!exact(0, true), "the order");
+    assert!(is_exact(&mut Forgetful, &[]).unwrap(), "nothing to compare");
+    assert!(
+        is_exact(&mut Forgetful, &tables).is_err() || !is_exact(&mut Forgetful, &tables).unwrap()
+    );
 }
 
 /// Loses what it has computed.

@@ -13,6 +13,10 @@ use imprompt_stage::{Parameters, Signature, StageKind, TensorSpec};
 /// Requests that may be in a captioner at a time: as many as its cache has slots.
 const JOINED_REQUESTS: usize = MAX_BATCH_SIZE;
 
+/// Instances of `preprocess`: from two clients on two take up to 6% more requests than one on two cores, and
+/// one client as many (docs/benchmarks.md).
+const DECODING: usize = 2;
+
 /// The sizes (`None` is written as -1) and the kind of probability that a certain pair of models
 /// has.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -127,7 +131,11 @@ pub fn stage_config(kind: StageKind, sizes: &Sizes, has: Models, computing: Comp
         }
         false => "KIND_CPU",
     };
-    let count = if signature.shares_slots { JOINED_REQUESTS } else { 1 };
+    let count = match kind {
+        _ if signature.shares_slots => JOINED_REQUESTS,
+        StageKind::Preprocess => DECODING,
+        _ => 1,
+    };
     let _ = writeln!(out, "instance_group [ {{ count: {count} kind: {device} }} ]\n");
     if signature.shares_slots {
         comment(

@@ -22,6 +22,7 @@ pub mod generation;
 pub mod invocation;
 mod invoked;
 mod modes;
+mod on_gpu;
 mod parameters;
 mod placement;
 pub mod preprocess;

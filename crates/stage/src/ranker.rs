@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::deadline::Deadline;
 use crate::modes::mode;
+use crate::on_gpu::GpuTables;
 use crate::tables::{self, TableFile};
 use crate::text_side::{Cleaning, TextModel, TextSide};
 use crate::{
@@ -34,6 +35,8 @@ pub struct RankerFile {
 
 struct Shared {
     text: TextModel,
+    /// Those of the interrogator.
+    tables: GpuTables,
     dimension: usize,
     interrogator: Interrogator,
     parameters: Parameters,
@@ -55,6 +58,8 @@ impl RankerModel {
                 vocabulary.insert(kind, table)?;
             }
         }
+        let all = Table::ALL.iter().filter_map(|table| vocabulary.get(*table).cloned());
+        let tables = GpuTables::new(all.collect());
         let interrogator = Interrogator::new(
             vocabulary,
             Config { threads: parameters.threads, ..Config::default() },
@@ -62,7 +67,7 @@ impl RankerModel {
         let text = TextModel::open(folder, file.facts, file.cleaning, parameters)?
             .with_screen(file.screen.as_deref())?;
         let parameters = parameters.clone();
-        let shared = Shared { text, dimension, interrogator, parameters };
+        let shared = Shared { text, tables, dimension, interrogator, parameters };
         Ok(RankerModel { shared: Arc::new(shared), signature })
     }
 }
@@ -74,7 +79,7 @@ impl StageModel for RankerModel {
 
     fn instance(&self, placement: Placement) -> Result<Box<dyn Stage>> {
         Ok(Box::new(Ranker {
-            text: self.shared.text.side(placement)?,
+            text: self.shared.text.ranking_side(placement, &self.shared.tables)?,
             shared: self.shared.clone(),
         }))
     }
@@ -91,7 +96,8 @@ pub fn alone(
     parameters: &Parameters,
 ) -> Result<(Interrogator, TextSide)> {
     let shared = RankerModel::open(folder, file, parameters)?.shared;
-    Ok((shared.interrogator.clone(), shared.text.side(parameters.placement)?))
+    let text = shared.text.ranking_side(parameters.placement, &shared.tables)?;
+    Ok((shared.interrogator.clone(), text))
 }
 
 /// The output `report`.

@@ -8,10 +8,13 @@ use std::sync::Arc;
 
 use imprompt_error::{Error, Result, Uncancellable};
 use imprompt_graph::{ClipFacts, Probability};
-use imprompt_interrogate::{LabelEmbeds, LabelTable, PromptEncoder, Score, Scoring, zero_shot};
+use imprompt_interrogate::{
+    LabelEmbeds, LabelTable, PromptEncoder, Score, Scoring, TableRanker, zero_shot, zero_shot_by,
+};
 use quick_cache::sync::Cache;
 use serde::{Deserialize, Serialize};
 
+use crate::on_gpu::GpuTables;
 use crate::tables::{self, TableFile};
 use crate::text_side::{Cleaning, TextModel, TextSide};
 use crate::{
@@ -36,6 +39,7 @@ struct Shared {
     dimension: usize,
     scoring: Scoring,
     tables: Vec<(String, Arc<LabelTable>)>,
+    gpu_tables: GpuTables,
     /// Embeddings of labels seen before, by the text that was embedded.
     seen: Cache<String, Arc<[f32]>>,
     parameters: Parameters,
@@ -60,7 +64,8 @@ impl TaggerModel {
         let text = TextModel::open(folder, file.facts, file.cleaning, parameters)?;
         let seen = Cache::new(parameters.label_cache_size);
         let parameters = parameters.clone();
-        let shared = Shared { text, dimension, scoring, tables, seen, parameters };
+        let gpu_tables = GpuTables::new(tables.iter().map(|(_, table)| table.clone()).collect());
+        let shared = Shared { text, dimension, scoring, tables, gpu_tables, seen, parameters };
         Ok(TaggerModel { shared: Arc::new(shared), signature })
     }
 }
@@ -72,7 +77,7 @@ impl StageModel for TaggerModel {
 
     fn instance(&self, placement: Placement) -> Result<Box<dyn Stage>> {
         Ok(Box::new(Tagger {
-            text: self.shared.text.side(placement)?,
+            text: self.shared.text.ranking_side(placement, &self.shared.gpu_tables)?,
             shared: self.shared.clone(),
         }))
     }
@@ -117,7 +122,7 @@ impl Stage for Tagger {
         // All new labels of the batch go through the text tower together, and a stored table is
         // read once for the pictures of all requests.
         let embeds = self.embed(asked.iter().flatten());
-        let mut stored = self.shared.score_stored(&asked);
+        let mut stored = self.shared.score_stored(&asked, self.text.table_ranker());
         asked
             .into_iter()
             .zip(requests)
@@ -243,8 +248,13 @@ impl Shared {
         }
     }
 
-    /// The scores of every item whose labels are stored: items of one table go together.
-    fn score_stored(&self, asked: &[Result<Asked<'_>>]) -> StoredScores {
+    /// The scores of every item whose labels are stored, by `ranker` if there is one: items of one
+    /// table go together.
+    fn score_stored(
+        &self,
+        asked: &[Result<Asked<'_>>],
+        mut ranker: Option<&mut dyn TableRanker>,
+    ) -> StoredScores {
         let mut items = Vec::new();
         for (number, asked) in asked.iter().enumerate() {
             let Ok(asked) = asked else { continue };
@@ -261,7 +271,10 @@ impl Shared {
         let mut scores = StoredScores::new();
         for group in items.chunk_by(|left, right| kind(left) == kind(right)) {
             let StoredItem { table, top_k, .. } = group[0];
-            let score = |images: &[f32]| {
+            let mut score = |images: &[f32]| {
+                if let Some(ranker) = &mut ranker {
+                    return zero_shot_by(&mut **ranker, table, images, self.scoring, top_k);
+                }
                 let rows = LabelEmbeds::Float16(table.rows());
                 let threads = self.parameters.threads;
                 zero_shot(images, self.dimension, rows, self.scoring, top_k, threads)

@@ -8,11 +8,12 @@ use imprompt_engine::{EngineOptions, Runtime};
 use imprompt_error::{Cancellation, Error, Result};
 use imprompt_graph::clip::TEXT_GRAPH;
 use imprompt_graph::{ClipFacts, ClipFamily};
-use imprompt_interrogate::PromptEncoder;
+use imprompt_interrogate::{PromptEncoder, TableRanker, encoded_similarities};
 use imprompt_text::{ClipTokenizer, SiglipTokenizer, Tokens};
 
 pub use imprompt_text::Cleaning;
 
+use crate::on_gpu::{GpuRanker, GpuTables};
 use crate::{Parameters, Placement, engine, files};
 
 /// The tokenizer of a model's family.
@@ -52,6 +53,11 @@ impl TextTokenizer {
             TextTokenizer::Clip(tokenizer) => tokenizer.tokens(text),
             TextTokenizer::Siglip(tokenizer) => tokenizer.tokens(text),
         }
+    }
+
+    /// Token rows of `texts`.
+    fn rows(&self, texts: &[&str]) -> Result<Vec<Vec<u32>>> {
+        texts.iter().map(|text| Ok(self.tokens(text)?.ids)).collect()
     }
 
     /// Tokens of a text, neither cut nor padded.
@@ -138,9 +144,37 @@ impl TextModel {
     /// What the engine says of a graph.
     pub fn side(&self, placement: Placement) -> Result<TextSide> {
         let runtime = engine::runtime(&self.parameters, placement, &self.folder)?;
-        let mut side = self.open_graph(&*runtime, placement, &self.folder.join(TEXT_GRAPH))?;
+        self.side_of(&*runtime, placement)
+    }
+
+    /// [`Self::side`], which on a GPU compares pictures with texts and with `tables` there. Where the
+    /// GPU cannot, the processor does.
+    ///
+    /// # Errors
+    /// As [`Self::side`].
+    pub(crate) fn ranking_side(
+        &self,
+        placement: Placement,
+        tables: &GpuTables,
+    ) -> Result<TextSide> {
+        let runtime = engine::runtime(&self.parameters, placement, &self.folder)?;
+        let mut side = self.side_of(&*runtime, placement)?;
+        if let Placement::Gpu(ordinal) = placement {
+            let ranker = runtime.ranking().and_then(|ranking| {
+                ranking.map(|ranking| GpuRanker::new(ranking, ordinal, tables)).transpose()
+            });
+            side.ranker = ranker.unwrap_or_else(|error| {
+                tracing::warn!(ordinal, "labels are ranked on the processor: {error}");
+                None
+            });
+        }
+        Ok(side)
+    }
+
+    fn side_of(&self, runtime: &dyn Runtime, placement: Placement) -> Result<TextSide> {
+        let mut side = self.open_graph(runtime, placement, &self.folder.join(TEXT_GRAPH))?;
         let screen = self.screen.as_deref().filter(|_| placement == Placement::Cpu);
-        let screen = screen.map(|path| self.open_graph(&*runtime, placement, path));
+        let screen = screen.map(|path| self.open_graph(runtime, placement, path));
         side.screen = screen.transpose()?.map(Box::new);
         Ok(side)
     }
@@ -164,7 +198,7 @@ impl TextModel {
         };
         let facts = self.facts.clone();
         let encoder = TextEncoder::open_graph(path, facts, runtime, &options)?;
-        Ok(TextSide { tokenizer: self.tokenizer.clone(), encoder, screen: None })
+        Ok(TextSide { tokenizer: self.tokenizer.clone(), encoder, screen: None, ranker: None })
     }
 }
 
@@ -173,6 +207,8 @@ pub struct TextSide {
     tokenizer: Arc<TextTokenizer>,
     encoder: TextEncoder,
     screen: Option<Box<TextSide>>,
+    /// On the encoder's GPU.
+    ranker: Option<GpuRanker>,
 }
 
 impl PromptEncoder for TextSide {
@@ -199,8 +235,67 @@ impl PromptEncoder for TextSide {
     }
 
     fn encode(&mut self, texts: &[&str], cancel: &dyn Cancellation) -> Result<Vec<f32>> {
-        let rows: Vec<Vec<u32>> =
-            texts.iter().map(|text| Ok(self.tokenizer.tokens(text)?.ids)).collect::<Result<_>>()?;
-        self.encoder.encode(&rows, cancel)
+        self.encoder.encode(&self.tokenizer.rows(texts)?, cancel)
+    }
+
+    /// On a GPU the embeddings stay there: only the cosines are read.
+    fn similarities(
+        &mut self,
+        image: &[f32],
+        texts: &[&str],
+        cancel: &dyn Cancellation,
+    ) -> Result<Vec<f32>> {
+        let Some(ranker) = &self.ranker else {
+            return encoded_similarities(self, image, texts, cancel);
+        };
+        if ranker.is_proven {
+            return self.similarities_there(image, texts, cancel);
+        }
+        // The first texts are compared here too.
+        let here = encoded_similarities(self, image, texts, cancel)?;
+        let there = self.similarities_there(image, texts, cancel)?;
+        let is_exact =
+            here.iter().map(|value| value.to_bits()).eq(there.iter().map(|value| value.to_bits()));
+        match &mut self.ranker {
+            Some(ranker) if is_exact => ranker.is_proven = !here.is_empty(),
+            _ => {
+                tracing::warn!("the GPU compares texts with other bits: the processor ranks");
+                self.ranker = None;
+            }
+        }
+        Ok(here)
+    }
+
+    fn table_ranker(&mut self) -> Option<&mut dyn TableRanker> {
+        self.ranker.as_mut().map(|ranker| ranker as &mut dyn TableRanker)
+    }
+}
+
+impl TextSide {
+    /// [`PromptEncoder::similarities`] where the encoder computes.
+    fn similarities_there(
+        &mut self,
+        image: &[f32],
+        texts: &[&str],
+        cancel: &dyn Cancellation,
+    ) -> Result<Vec<f32>> {
+        let dimension = self.dimension();
+        let Some(ranker) = &mut self.ranker else {
+            return Err(Error::internal("nothing to compare with"));
+        };
+        if image.len() != dimension {
+            return Err(Error::internal(format!(
+                "an image of {} values, texts have {dimension}",
+                image.len()
+            )));
+        }
+        let rows = self.tokenizer.rows(texts)?;
+        ranker.compare_texts(image, rows.len())?;
+        let places = self.encoder.encode_in_place(&rows, cancel, &mut |run| ranker.add(run))?;
+        let found = ranker.similarities()?;
+        let of_place = |place: usize| {
+            found.get(place).copied().ok_or_else(|| Error::internal("a text without a cosine"))
+        };
+        places.into_iter().map(of_place).collect()
     }
 }

@@ -47,6 +47,11 @@ impl Held for TensorRtHeld {
         self.host.view(&self.shape, self.element_type, |into| span.read(into))
     }
 
+    fn on_gpu(&self) -> Result<Option<Span<'_>>> {
+        let bytes = self.shape.iter().product::<usize>() * self.element_type.size();
+        self.memory.span()?.first(bytes).map(Some)
+    }
+
     fn as_any(&self) -> &dyn Any {
         self
     }

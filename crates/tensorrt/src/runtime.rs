@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use imprompt_cuda::{Device, Stream};
+use imprompt_cuda::{Device, Ranking, Stream};
 use imprompt_engine::manifest::{self, EngineManifest, EnginePort, Machine};
 use imprompt_engine::{ElementType, Engine, EngineOptions, Port, Runtime};
 use imprompt_error::{Error, Result};
@@ -123,6 +123,10 @@ impl Runtime for TensorRtRuntime {
         let name = graph.display().to_string();
         let engine = TensorRtEngine::new(name, facts, contexts, &self.stream, options.cuda_graphs)?;
         Ok(Box::new(engine))
+    }
+
+    fn ranking(&self) -> Result<Option<Ranking>> {
+        Ranking::new(&self.stream).map(Some)
     }
 }
 

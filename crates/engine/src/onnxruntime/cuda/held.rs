@@ -3,7 +3,7 @@
 use std::any::Any;
 use std::sync::Arc;
 
-use imprompt_cuda::Stream;
+use imprompt_cuda::{Span, Stream};
 use imprompt_error::Result;
 use ort::session::SharedSessionInner;
 use ort::sys::OrtValue;
@@ -82,6 +82,13 @@ impl Held for CudaHeld {
             // SAFETY: the tensor has as many bytes, and the run that writes it was given to the stream.
             unsafe { self.stream.read(self.address, into) }
         })
+    }
+
+    fn on_gpu(&self) -> Result<Option<Span<'_>>> {
+        let bytes = self.shape.iter().product::<usize>() * self.element_type.size();
+        // SAFETY: the tensor has as many bytes as long as it lives, and the run that writes it was
+        // given to the stream, whose work alone the session gives the memory to afterwards.
+        Ok(Some(unsafe { Span::over(&self.stream, self.address, bytes) }))
     }
 
     fn as_any(&self) -> &dyn Any {

@@ -11,7 +11,7 @@ mod recorded;
 use std::ffi::CString;
 use std::path::{Path, PathBuf};
 
-use imprompt_cuda::{Device, Stream};
+use imprompt_cuda::{Device, Ranking, Stream};
 use imprompt_error::{Error, Result};
 use ort::AsPointer;
 use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
@@ -69,6 +69,10 @@ impl Runtime for CudaRuntime {
         let graph = if form.is_file() { &form } else { graph };
         let environment = &self.runtime.environment;
         Ok(Box::new(engine::CudaEngine::open(environment, &self.stream, graph, options)?))
+    }
+
+    fn ranking(&self) -> Result<Option<Ranking>> {
+        Ranking::new(&self.stream).map(Some)
     }
 }
 
