@@ -16,7 +16,7 @@ def edit(config, pattern, replacement):
 
 
 def count(number):
-    return lambda config: edit(config, r"count: 1 ", f"count: {number} ")
+    return lambda config: edit(config, r"count: \d+ ", f"count: {number} ")
 
 
 def delay(microseconds):
@@ -31,7 +31,7 @@ def threads(number):
 # What is tried, beside what `imprompt build` writes: by stage, what is done to its config.pbtxt.
 VARIANTS = {
     "as built": {},
-    "preprocess: 2 instances": {"preprocess": [count(2)]},
+    "preprocess: 1 instance": {"preprocess": [count(1)]},
     "clip_image: 2 instances": {"clip_image": [count(2)]},
     "clip_image: 2 instances of half the threads": {"clip_image": [count(2), threads(max(1, CORES // 2))]},
     "tagger: 2 instances": {"tagger": [count(2)]},
