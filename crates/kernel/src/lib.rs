@@ -79,26 +79,6 @@ pub fn is_supported() -> bool {
     }
 }
 
-/// Whether this processor is Intel's. Its own prefetching ends with each page, so that what is read once, in order, is
-/// asked for some pages ahead; AMD's reads slower for that.
-#[must_use]
-pub fn is_intel() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    {
-        // Asked once: under a hypervisor the question takes many microseconds.
-        static IS_INTEL: std::sync::LazyLock<bool> = std::sync::LazyLock::new(|| {
-            let leaf = std::arch::x86_64::__cpuid(0);
-            let name = [leaf.ebx, leaf.edx, leaf.ecx].map(u32::to_le_bytes);
-            name.as_flattened() == b"GenuineIntel"
-        });
-        *IS_INTEL
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    {
-        false
-    }
-}
-
 /// Whether products of bytes (weights in 8 and 4 bits) take less time here than those of floats:
 /// VNNI besides.
 #[must_use]
@@ -111,4 +91,17 @@ pub fn multiplies_bytes() -> bool {
     {
         false
     }
+}
+
+/// Whether this processor is Intel's. Its own prefetching ends with each page, so that what is read once, in order, is
+/// asked for some pages ahead; AMD's reads slower for that.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn is_intel() -> bool {
+    // Asked once: under a hypervisor the question takes many microseconds.
+    static IS_INTEL: std::sync::LazyLock<bool> = std::sync::LazyLock::new(|| {
+        let leaf = std::arch::x86_64::__cpuid(0);
+        let name = [leaf.ebx, leaf.edx, leaf.ecx].map(u32::to_le_bytes);
+        name.as_flattened() == b"GenuineIntel"
+    });
+    *IS_INTEL
 }

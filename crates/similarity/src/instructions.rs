@@ -1,5 +1,8 @@
 //! Which instructions the processor has, found at run time.
 
+#[cfg(target_arch = "x86_64")]
+use std::sync::LazyLock;
+
 use half::f16;
 
 use crate::kernel::portable;
@@ -28,7 +31,7 @@ impl Instructions {
     /// What is there, the fastest first.
     pub fn available() -> Vec<Self> {
         let mut sets = Vec::new();
-        let asks = imprompt_kernel::is_intel();
+        let asks = is_intel();
         #[cfg(target_arch = "x86_64")]
         {
             use std::arch::is_x86_feature_detected as has;
@@ -76,4 +79,20 @@ impl Instructions {
             (Set::Portable, _) => portable::block::<false>(rows, images, dimension, results),
         }
     }
+}
+
+/// Asked once: under a hypervisor the question takes many microseconds.
+#[cfg(target_arch = "x86_64")]
+fn is_intel() -> bool {
+    static IS_INTEL: LazyLock<bool> = LazyLock::new(|| {
+        let leaf = std::arch::x86_64::__cpuid(0);
+        let name = [leaf.ebx, leaf.edx, leaf.ecx].map(u32::to_le_bytes);
+        name.as_flattened() == b"GenuineIntel"
+    });
+    *IS_INTEL
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn is_intel() -> bool {
+    false
 }

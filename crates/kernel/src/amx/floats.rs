@@ -93,11 +93,11 @@ impl Linear<'_> {
                                 let places = unsafe {
                                     if is_narrow {
                                         // One that is left over goes twice.
-                                        let (second, other) = square_of(last.min(square + 1));
-                                        let both = [weights, other];
+                                        let beside = square_of(last.min(square + 1));
+                                        let both = [weights, beside.1];
                                         U::narrow_floats::<N>(both, rows, depth.len(), this);
-                                        let second =
-                                            if square < last { place(second) } else { None };
+                                        let is_there = square < last;
+                                        let second = is_there.then(|| place(beside.0)).flatten();
                                         [place(columns), second]
                                     } else {
                                         U::floats::<N>(weights, rows, depth.len(), &mut this[0]);
