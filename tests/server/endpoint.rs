@@ -177,7 +177,7 @@ impl Endpoint {
         let (body, length) = request.http_body();
         let answer = self.invoke(model, &format!("{BINARY}{length}"), &body);
         if answer.status != 200 {
-            return Err((answer.status, String::from_utf8(answer.body).unwrap()));
+            return Err((answer.status, String::from_utf8_lossy(&answer.body).into_owned()));
         }
         let length = answer.kind.strip_prefix(BINARY).map(|length| length.parse().unwrap());
         Ok(InferResponse::from_http_body(&answer.body, length).unwrap())
@@ -187,19 +187,22 @@ impl Endpoint {
     ///
     /// With namespaces Triton looks the name up in a map that every load and unload assigns anew:
     /// `LoadUnloadModels` does so under a lock which `FindModelIdentifier` does not take (core,
-    /// model_repository_manager.cc, 2.51 and later), so that for a moment any name may not be found.
+    /// model_repository_manager.cc, 2.51 and later), so that for a moment any name may not be found. What is then
+    /// said to be unknown is read from that map too: bytes that are no name were seen.
     /// A package that is gone is another matter: the front end says 404, the core that there is no
     /// identifier, or the answer stays.
     pub fn infer_beside_loads(&self, model: &Unpacked, request: &InferRequest) -> InferResponse {
-        let unknown = format!("Request for unknown model: '{}' is not found", model.target());
-        let unknown = Err((400, json!({"error": unknown}).to_string()));
+        let is_unknown = |answer: &Result<InferResponse, (u16, String)>| match answer {
+            Err((400, said)) => said.starts_with("{\"error\":\"Request for unknown model: '"),
+            _ => false,
+        };
         let mut answer = self.infer(Some(model), request);
-        if answer == unknown {
+        if is_unknown(&answer) {
             let misses = self.misses.fetch_add(1, Ordering::Relaxed) + 1;
             assert!(misses <= MISSES, "not found {misses} times: {}", model.target());
             let missed = Instant::now();
             answer = self.infer(Some(model), request);
-            while answer == unknown && missed.elapsed() < MOMENT {
+            while is_unknown(&answer) && missed.elapsed() < MOMENT {
                 thread::sleep(Duration::from_millis(1));
                 answer = self.infer(Some(model), request);
             }
