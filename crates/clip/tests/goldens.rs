@@ -166,7 +166,6 @@ fn pictures_equal_the_reference() {
     }
 }
 
-/// ONNX Runtime takes the weights out of the middle of a pytorch_model.bin.
 #[test]
 fn a_picture_does_not_depend_on_its_mates() {
     if !imprompt_kernel::is_supported() {
@@ -192,6 +191,7 @@ fn a_picture_does_not_depend_on_its_mates() {
     }
 }
 
+/// ONNX Runtime takes the weights out of the middle of a pytorch_model.bin.
 #[test]
 fn weights_of_torch_save_equal_the_reference() {
     for name in ["gelu_f16", "sharded_bf16"] {

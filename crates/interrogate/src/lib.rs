@@ -30,6 +30,6 @@ pub use request::{
 };
 pub use step::{ChainStep, Choice};
 pub use table::{LabelTable, SharedBytes};
-pub use table_ranker::{TableRanker, is_exact};
+pub use table_ranker::{TableRanker, best_here, is_exact, same_bits};
 pub use vocabulary::{Table, Vocabulary};
 pub use zero_shot::{LabelEmbeds, Score, Scoring, zero_shot, zero_shot_by};

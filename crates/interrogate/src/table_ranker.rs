@@ -43,10 +43,29 @@ pub trait TableRanker {
         stages: Stages,
         reverse: bool,
     ) -> Result<Vec<(usize, f32)>> {
-        let all = self.similarities()?;
-        let values = all.get(range).ok_or_else(|| Error::internal("cosines that are not there"))?;
-        Ok(stages.begin(values, reverse))
+        best_here(self, range, stages, reverse)
     }
+}
+
+/// [`TableRanker::best`] on the processor, of the cosines that `ranker` has.
+///
+/// # Errors
+/// As [`TableRanker::best`].
+pub fn best_here<R: TableRanker + ?Sized>(
+    ranker: &mut R,
+    range: Range<usize>,
+    stages: Stages,
+    reverse: bool,
+) -> Result<Vec<(usize, f32)>> {
+    let all = ranker.similarities()?;
+    let values = all.get(range).ok_or_else(|| Error::internal("cosines that are not there"))?;
+    Ok(stages.begin(values, reverse))
+}
+
+/// Whether two lists are the same numbers to the last bit.
+#[must_use]
+pub fn same_bits(one: &[f32], other: &[f32]) -> bool {
+    one.iter().map(|value| value.to_bits()).eq(other.iter().map(|value| value.to_bits()))
 }
 
 /// Whether `ranker` gives the processor's very bits and ranks as it does: tried with all of `tables`, which it has, and with
@@ -63,8 +82,7 @@ pub fn is_exact(ranker: &mut dyn TableRanker, tables: &[&LabelTable]) -> Result<
     let rows: Vec<_> = tables.iter().map(|table| table.rows()).collect();
     let here = imprompt_similarity::similarities(&rows, &image, dimension, 0).concat();
     ranker.compare(tables, &image)?;
-    let bits = |values: &[f32]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
-    if bits(&ranker.similarities()?) != bits(&here) || ranker.first_wrong()? != first_wrong(&here) {
+    if !same_bits(&ranker.similarities()?, &here) || ranker.first_wrong()? != first_wrong(&here) {
         return Ok(false);
     }
     let Config { chunk_size, flavor_intermediate_count: count, .. } = Config::default();

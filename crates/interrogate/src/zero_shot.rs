@@ -73,11 +73,7 @@ pub fn zero_shot(
         LabelEmbeds::Float16(rows) => rows.len(),
     };
     for (what, values) in [("image embeddings", images.len()), ("label embeddings", values)] {
-        if dimension == 0 || !values.is_multiple_of(dimension) {
-            return Err(Error::internal(format!(
-                "{what}: {values} values are no rows of {dimension} values"
-            )));
-        }
+        check_rows(what, values, dimension)?;
     }
     let mut scores = Vec::with_capacity(images.len() / dimension);
     for images in images.chunks(PASS_IMAGES * dimension) {
@@ -111,12 +107,7 @@ pub fn zero_shot_by(
     top_k: Option<usize>,
 ) -> Result<Vec<Vec<Score>>> {
     let dimension = table.dimension();
-    if dimension == 0 || !images.len().is_multiple_of(dimension) {
-        return Err(Error::internal(format!(
-            "image embeddings: {} values are no rows of {dimension} values",
-            images.len()
-        )));
-    }
+    check_rows("image embeddings", images.len(), dimension)?;
     let mut scores = Vec::with_capacity(images.len() / dimension);
     for images in images.chunks(PASS_IMAGES * dimension) {
         ranker.compare(&[table], images)?;
@@ -135,6 +126,16 @@ pub fn zero_shot_by(
         }
     }
     Ok(scores)
+}
+
+/// So many values are whole rows.
+fn check_rows(what: &str, values: usize, dimension: usize) -> Result<()> {
+    if dimension == 0 || !values.is_multiple_of(dimension) {
+        return Err(Error::internal(format!(
+            "{what}: {values} values are no rows of {dimension} values"
+        )));
+    }
+    Ok(())
 }
 
 /// The scores of one image.

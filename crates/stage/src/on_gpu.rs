@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use imprompt_engine::{ElementType, GpuChunks, GpuRanking, GpuTable, Held};
 use imprompt_error::{Error, Result};
 use imprompt_interrogate::rank::Stages;
-use imprompt_interrogate::{LabelTable, TableRanker};
+use imprompt_interrogate::{LabelTable, TableRanker, best_here};
 
 /// A stage's label tables, which its instances on one GPU share there.
 pub(crate) struct GpuTables {
@@ -137,10 +137,7 @@ impl TableRanker for GpuRanker {
         // One chunk may be allowed to be larger than it is.
         let size = stages.chunk.min(range.len()).max(1);
         if size > GpuRanking::MOST_CHUNK {
-            let all = self.ranking.similarities()?;
-            let values =
-                all.get(range).ok_or_else(|| Error::internal("cosines that are not there"))?;
-            return Ok(stages.begin(values, reverse));
+            return best_here(self, range, stages, reverse);
         }
         self.ranking.best(range, GpuChunks { size, keep: stages.keep }, reverse)
     }

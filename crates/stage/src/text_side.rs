@@ -8,7 +8,7 @@ use imprompt_engine::{EngineOptions, Runtime};
 use imprompt_error::{Cancellation, Error, Result};
 use imprompt_graph::clip::TEXT_GRAPH;
 use imprompt_graph::{ClipFacts, ClipFamily};
-use imprompt_interrogate::{PromptEncoder, TableRanker, encoded_similarities};
+use imprompt_interrogate::{PromptEncoder, TableRanker, encoded_similarities, same_bits};
 use imprompt_text::{ClipTokenizer, SiglipTokenizer, Tokens};
 
 pub use imprompt_text::Cleaning;
@@ -254,8 +254,7 @@ impl PromptEncoder for TextSide {
         // The first texts are compared here too.
         let here = encoded_similarities(self, image, texts, cancel)?;
         let there = self.similarities_there(image, texts, cancel)?;
-        let is_exact =
-            here.iter().map(|value| value.to_bits()).eq(there.iter().map(|value| value.to_bits()));
+        let is_exact = same_bits(&here, &there);
         match &mut self.ranker {
             Some(ranker) if is_exact => ranker.is_proven = !here.is_empty(),
             _ => {
