@@ -1,4 +1,5 @@
-//! Captions of several requests in one decoding loop: they join and leave step by step.
+//! Requests that meet at a model which instances share: captions in one decoding loop, which they join and
+//! leave step by step, and prompts that take turns at one text tower.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
@@ -58,9 +59,9 @@ fn gauge(name: &str) -> f64 {
     server().metric(&format!("{name}{{model=\"joined\""))
 }
 
-/// Runs `run` while a client asks `joined` for `request` again and again; it is told of how many
+/// Runs `run` while a client asks `model` for `request` again and again; it is told of how many
 /// answers came. A refusal is one, too: the others may take the room.
-fn while_asked(request: &InferRequest, run: impl FnOnce(&AtomicUsize)) {
+fn while_asked(model: &str, request: &InferRequest, run: impl FnOnce(&AtomicUsize)) {
     struct Done<'a>(&'a AtomicBool);
     impl Drop for Done<'_> {
         fn drop(&mut self) {
@@ -72,7 +73,7 @@ fn while_asked(request: &InferRequest, run: impl FnOnce(&AtomicUsize)) {
         let _done = Done(&is_done);
         scope.spawn(|| {
             while !is_done.load(Ordering::Acquire) {
-                let _ = server().client().infer("joined", request);
+                let _ = server().client().infer(model, request);
                 answers.fetch_add(1, Ordering::AcqRel);
             }
         });
@@ -88,7 +89,7 @@ fn a_late_request_joins_and_what_finds_no_room_is_refused() {
     assert!(config["dynamic_batching"].is_null(), "{config}");
     assert_eq!(gauge("imprompt_caption_slots"), SLOTS as f64);
     let short = captions(1, 2);
-    while_asked(&captions(SLOTS - 1, 110), |answers| {
+    while_asked("joined", &captions(SLOTS - 1, 110), |answers| {
         eventually("a short request is done before an earlier long one", || {
             let before = answers.load(Ordering::Acquire);
             let met = gauge("imprompt_caption_slots_in_use") > 0.0;
@@ -96,7 +97,7 @@ fn a_late_request_joins_and_what_finds_no_room_is_refused() {
             met && answers.load(Ordering::Acquire) == before
         });
     });
-    while_asked(&captions(SLOTS, 110), |_| {
+    while_asked("joined", &captions(SLOTS, 110), |_| {
         eventually("a short request finds no room", || {
             let code = client.infer("joined", &short).map_err(|error| error.code());
             assert!(matches!(code, Ok(_) | Err(Some(503))), "{code:?}");
@@ -108,4 +109,26 @@ fn a_late_request_joins_and_what_finds_no_room_is_refused() {
     assert_eq!(gauge("imprompt_caption_slots_in_use"), 0.0);
     assert_eq!(gauge("imprompt_captions_waiting"), 0.0);
     assert_eq!(server().metric("imprompt_worker_restarts"), 0.0);
+}
+
+#[test]
+fn a_quick_prompt_does_not_wait_for_a_long_chain() {
+    let client = server().client();
+    let config = client.model_config("ranker").unwrap();
+    assert!(config["dynamic_batching"].is_null(), "{config}");
+    assert_eq!(config["instance_group"][0]["count"], 8);
+    let [one, other] = pictures(2).try_into().unwrap();
+    let ask = |image, mode: &str| with_image(image).text("mode", mode).output("prompt");
+    let (chain, quick) = (ask(one, "best").i32("min_flavors", [1, 1], [32]), ask(other, "fast"));
+    let prompt = |request| client.infer("interrogate", request).unwrap().outputs;
+    let (long, short) = (prompt(&chain), prompt(&quick));
+    // One chain after the other, and all the while the same answers.
+    while_asked("interrogate", &chain, |answers| {
+        eventually("ten quick prompts are made while one chain goes on", || {
+            let before = answers.load(Ordering::Acquire);
+            (0..10).for_each(|_| assert_eq!(prompt(&quick), short));
+            answers.load(Ordering::Acquire) == before
+        });
+        assert_eq!(prompt(&chain), long);
+    });
 }

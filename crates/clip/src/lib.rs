@@ -2,17 +2,19 @@
 //!
 //! [`ImageEncoder`] takes prepared pixels, [`TextEncoder`] takes token rows as
 //! the tokenizer makes them. Both give float32 `[n, D]`, row-major, each row
-//! L2-normalised, and belong to one instance.
+//! L2-normalised, and belong to one instance; instances may share a [`TextTower`].
 #![forbid(unsafe_code)]
 
 mod image;
 mod text;
+mod tower;
 
 use imprompt_engine::{ElementType, Engine, Port};
 use imprompt_error::{Error, Result};
 
 pub use image::ImageEncoder;
-pub use text::{TextEncoder, TextOptions};
+pub use text::TextEncoder;
+pub use tower::{TextOptions, TextTower};
 
 /// Refuses a graph whose port `name` is not of this type and shape (`None`: any
 /// length): the facts are another model's.

@@ -11,37 +11,16 @@
 //! A tower in which every token sees every other (SigLIP's) is given whole rows,
 //! padding included.
 //!
-//! What a call gives depends on its rows alone, not on calls before it.
+//! What a call gives depends on its rows alone, not on calls before it or beside it.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::Path;
+use std::sync::Arc;
 
-use imprompt_engine::{ElementType, Engine, EngineOptions, Held, Runtime, TensorView};
+use imprompt_engine::{Engine, Held, TensorView};
 use imprompt_error::{Cancellation, Error, Result};
-use imprompt_graph::clip::TEXT_GRAPH;
 use imprompt_graph::{ClipFacts, ClipFamily};
 
-use crate::{check_embeds, check_port};
-
-/// How a [`TextEncoder`] works.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TextOptions {
-    /// The engine below it.
-    pub engine: EngineOptions,
-    /// About how many tokens one run of the tower has: large enough for the
-    /// matrix products to be efficient, small enough for their results to stay
-    /// in the processor's cache.
-    pub tokens_per_run: usize,
-    /// Rows of a causal tower are run with rows of their own length, rounded up to a multiple of this.
-    /// 1 where what is computed costs more than what is asked for; more where each run costs by itself.
-    pub length_step: usize,
-}
-
-impl Default for TextOptions {
-    fn default() -> Self {
-        TextOptions { engine: EngineOptions::default(), tokens_per_run: 1024, length_step: 1 }
-    }
-}
+use crate::tower::TextTower;
 
 /// Tokens that rows share in front, and what the tower's layers keep of them.
 #[derive(Debug, Default)]
@@ -52,75 +31,25 @@ struct Prefix {
     values: Vec<f32>,
 }
 
-/// The text tower.
+/// One user of a text tower, with what its own rows share in front.
 #[derive(Debug)]
 pub struct TextEncoder {
-    engine: Box<dyn Engine>,
-    facts: ClipFacts,
-    tokens_per_run: usize,
-    length_step: usize,
+    tower: Arc<TextTower>,
     /// What the rows at work share in front; the next call often has it too.
     prefix: Prefix,
 }
 
 impl TextEncoder {
-    /// Opens `clip_text.onnx` of `folder`, which `facts` describe.
-    ///
-    /// # Errors
-    /// `BadModel` naming the file when it or its weights are missing, corrupt
-    /// or do not fit the facts; `OutOfMemory`.
-    pub fn open(
-        folder: &Path,
-        facts: ClipFacts,
-        runtime: &dyn Runtime,
-        options: &TextOptions,
-    ) -> Result<Self> {
-        Self::open_graph(&folder.join(TEXT_GRAPH), facts, runtime, options)
-    }
-
-    /// Opens the text graph in the file `path`: the same tower in another precision, for example.
-    ///
-    /// # Errors
-    /// As [`Self::open`].
-    pub fn open_graph(
-        path: &Path,
-        facts: ClipFacts,
-        runtime: &dyn Runtime,
-        options: &TextOptions,
-    ) -> Result<Self> {
-        let engine = runtime.open(path, &options.engine)?;
-        let ClipFacts { text_layers, text_heads, text_head_dim, .. } = facts;
-        let inputs = engine.inputs();
-        let checked = match facts.family {
-            ClipFamily::Clip => {
-                let prefix = [Some(text_layers), Some(text_heads), None, Some(text_head_dim)];
-                check_port(inputs, "prefix_keys", ElementType::F32, &prefix)
-            }
-            ClipFamily::Siglip => {
-                let rows = [None, Some(facts.context_length)];
-                check_port(inputs, "input_ids", ElementType::I64, &rows)
-            }
-        };
-        let is_causal = facts.family == ClipFamily::Clip;
-        checked
-            .and_then(|()| check_embeds(engine.as_ref(), "text_embeds", facts.projection_dim))
-            .map_err(|error| error.context(path.display()))?;
-        Ok(TextEncoder {
-            engine,
-            facts,
-            tokens_per_run: options.tokens_per_run.max(1),
-            length_step: match is_causal {
-                true => options.length_step.max(1),
-                false => 1,
-            },
-            prefix: Prefix::default(),
-        })
+    /// An encoder that takes its turns at `tower`.
+    #[must_use]
+    pub fn new(tower: Arc<TextTower>) -> Self {
+        TextEncoder { tower, prefix: Prefix::default() }
     }
 
     /// What the model is.
     #[must_use]
     pub fn facts(&self) -> &ClipFacts {
-        &self.facts
+        &self.tower.facts
     }
 
     /// The embeddings of `rows`: float32 `[rows, D]`, rows of length 1. A row is
@@ -136,7 +65,7 @@ impl TextEncoder {
         rows: &[R],
         cancel: &dyn Cancellation,
     ) -> Result<Vec<f32>> {
-        let dimension = self.facts.projection_dim;
+        let dimension = self.tower.facts.projection_dim;
         let mut embeds: Vec<f32> = Vec::with_capacity(rows.len() * dimension);
         let places = self.encode_in_place(rows, cancel, &mut |run| {
             embeds.extend_from_slice(run.as_slice::<f32>()?);
@@ -164,22 +93,23 @@ impl TextEncoder {
         let trimmed: Vec<&[u32]> =
             rows.iter().map(|row| self.trim(row.as_ref())).collect::<Result<_>>()?;
         let (distinct, of_row) = distinct(&trimmed);
-        if self.facts.family == ClipFamily::Clip {
+        if self.tower.facts.family == ClipFamily::Clip {
             self.set_prefix(&distinct, cancel)?;
         }
-        let dimension = self.facts.projection_dim;
+        let TextTower { tokens_per_run, length_step, most_rows, .. } = *self.tower;
+        let dimension = self.tower.facts.projection_dim;
         let mut places = vec![0; distinct.len()];
         let mut given = 0;
         let shared = self.prefix.tokens.len();
-        let most = self.facts.context_length - shared;
-        let run_length =
-            |row: &[u32]| (row.len() - shared).next_multiple_of(self.length_step).min(most);
-        let most_rows = self.engine.most("input_ids", 0).unwrap_or(usize::MAX).max(1);
+        let most = self.tower.facts.context_length - shared;
+        let run_length = |row: &[u32]| (row.len() - shared).next_multiple_of(length_step).min(most);
         for (length, members) in by_length(&distinct, run_length) {
-            for chunk in chunks(&members, (self.tokens_per_run / length).clamp(1, most_rows)) {
+            for chunk in chunks(&members, (tokens_per_run / length).clamp(1, most_rows)) {
+                let mut engine = self.tower.engine.lock();
+                // What it had to wait for may have taken a while.
                 cancel.check()?;
                 let rows: Vec<&[u32]> = chunk.iter().map(|&index| distinct[index]).collect();
-                let run = self.run(&rows, length)?;
+                let run = self.run(&mut **engine, &rows, length)?;
                 if run.shape() != [rows.len(), dimension] {
                     return Err(Error::internal(format!(
                         "text_embeds of shape {:?} for {} rows",
@@ -208,9 +138,11 @@ impl TextEncoder {
         if tokens.is_empty() {
             return Ok(());
         }
+        let mut engine = self.tower.engine.lock();
         cancel.check()?;
         let kept: Vec<i64> = (0..tokens.len() as i64).collect();
-        let outputs = self.run_tower(&[tokens], tokens.len(), &kept, &["keys", "values"])?;
+        let outputs =
+            self.run_tower(&mut **engine, (&[tokens], tokens.len()), &kept, &["keys", "values"])?;
         let [keys, values] = outputs.as_slice() else {
             return Err(Error::internal("the text tower gave no keys and values"));
         };
@@ -223,15 +155,20 @@ impl TextEncoder {
     }
 
     /// The embeddings of rows that have up to `length` tokens each behind the prefix.
-    fn run(&mut self, rows: &[&[u32]], length: usize) -> Result<Box<dyn Held>> {
-        let outputs = self.run_tower(rows, length, &[], &["text_embeds"])?;
+    fn run(
+        &self,
+        engine: &mut dyn Engine,
+        rows: &[&[u32]],
+        length: usize,
+    ) -> Result<Box<dyn Held>> {
+        let outputs = self.run_tower(engine, (rows, length), &[], &["text_embeds"])?;
         outputs.into_iter().next().ok_or_else(|| Error::internal("no text_embeds"))
     }
 
     fn run_tower(
-        &mut self,
-        rows: &[&[u32]],
-        length: usize,
+        &self,
+        engine: &mut dyn Engine,
+        (rows, length): (&[&[u32]], usize),
         kept_rows: &[i64],
         outputs: &[&str],
     ) -> Result<Vec<Box<dyn Held>>> {
@@ -242,14 +179,14 @@ impl TextEncoder {
             // Behind the end token stands anything: no token sees what is after it.
             input_ids.resize((number + 1) * length, 0);
         }
-        if self.facts.family == ClipFamily::Siglip {
+        if self.tower.facts.family == ClipFamily::Siglip {
             let shape = [rows.len(), length];
             let ids = TensorView::new(&shape, &input_ids)?;
-            return self.engine.run(&[("input_ids", ids.into())], outputs);
+            return engine.run(&[("input_ids", ids.into())], outputs);
         }
         let last_index: Vec<i64> =
             rows.iter().map(|row| row.len() as i64 - shared as i64 - 1).collect();
-        let ClipFacts { text_layers, text_heads, text_head_dim, .. } = self.facts;
+        let ClipFacts { text_layers, text_heads, text_head_dim, .. } = self.tower.facts;
         let prefix_shape = [text_layers, text_heads, shared, text_head_dim];
         let (ids_shape, rows_shape, kept_shape) =
             ([rows.len(), length], [rows.len()], [kept_rows.len()]);
@@ -260,15 +197,15 @@ impl TextEncoder {
             ("prefix_values", TensorView::new(&prefix_shape, &self.prefix.values)?.into()),
             ("kept_rows", TensorView::new(&kept_shape, kept_rows)?.into()),
         ];
-        self.engine.run(&inputs, outputs)
+        engine.run(&inputs, outputs)
     }
 
     /// The row up to the slot that is pooled.
     fn trim<'r>(&self, row: &'r [u32]) -> Result<&'r [u32]> {
-        let end = self.facts.eos.position(row) + 1;
+        let end = self.tower.facts.eos.position(row) + 1;
         let kept = row.get(..end).ok_or_else(|| Error::internal("a token row is empty"))?;
-        let slots = self.facts.context_length;
-        let fits = match self.facts.family {
+        let slots = self.tower.facts.context_length;
+        let fits = match self.tower.facts.family {
             ClipFamily::Clip => end <= slots,
             ClipFamily::Siglip => end == slots,
         };
@@ -277,10 +214,10 @@ impl TextEncoder {
                 "a row of {end} tokens, the model has {slots} slots"
             )));
         }
-        match kept.iter().find(|&&id| id as usize >= self.facts.vocabulary) {
+        match kept.iter().find(|&&id| id as usize >= self.tower.facts.vocabulary) {
             Some(id) => Err(Error::bad_model(format!(
                 "the tokenizer gives token {id}, the model knows {} tokens",
-                self.facts.vocabulary
+                self.tower.facts.vocabulary
             ))),
             None => Ok(kept),
         }

@@ -3,10 +3,14 @@
 //! (`IMPROMPT_ONNXRUNTIME` names the library).
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+use std::time::Duration;
 
-use imprompt_clip::{ImageEncoder, TextEncoder, TextOptions};
+use imprompt_clip::{ImageEncoder, TextEncoder, TextOptions, TextTower};
 use imprompt_engine::onnxruntime::{OnnxRuntime, OnnxRuntimeOptions};
-use imprompt_engine::{EngineOptions, Instructions, Runtime, TensorView};
+use imprompt_engine::{EngineOptions, Held, Instructions, Runtime, TensorView};
 use imprompt_error::{CancelFlag, Kind, Uncancellable};
 use imprompt_graph::clip::{IMAGE_GRAPH, TEXT_GRAPH};
 use imprompt_graph::{ClipFacts, ClipFamily, Probability, clip_graphs};
@@ -96,8 +100,13 @@ impl Golden {
     }
 
     fn text_encoder_of(&self, tokens_per_run: usize, length_step: usize) -> TextEncoder {
+        TextEncoder::new(self.text_tower(tokens_per_run, length_step))
+    }
+
+    fn text_tower(&self, tokens_per_run: usize, length_step: usize) -> Arc<TextTower> {
         let options = TextOptions { engine: engine_options(), tokens_per_run, length_step };
-        TextEncoder::open(self.folder.path(), self.facts.clone(), runtime(), &options).unwrap()
+        let (folder, facts) = (self.folder.path(), self.facts.clone());
+        Arc::new(TextTower::open(folder, facts, runtime(), &options).unwrap())
     }
 
     fn image_encoder(&self) -> ImageEncoder {
@@ -265,6 +274,48 @@ fn a_shared_beginning_is_run_once() {
     }
 }
 
+/// An encoder with many runs to do, and others at the same tower.
+#[test]
+fn encoders_take_turns_at_a_tower() {
+    let golden = Golden::new("clip/quick_gelu");
+    // Every row is a run.
+    let tower = golden.text_tower(1, 1);
+    let alone = TextEncoder::new(tower.clone()).encode(&golden.rows, &Uncancellable).unwrap();
+    let (runs, is_over) = (AtomicUsize::new(0), AtomicBool::new(false));
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut busy = TextEncoder::new(tower.clone());
+            while !is_over.load(Ordering::Acquire) {
+                let mut take = |_: &dyn Held| {
+                    thread::sleep(Duration::from_millis(3));
+                    runs.fetch_add(1, Ordering::AcqRel);
+                    Ok(())
+                };
+                busy.encode_in_place(&golden.rows, &Uncancellable, &mut take).unwrap();
+            }
+        });
+        let mut other = TextEncoder::new(tower.clone());
+        let mut between: Vec<usize> = (0..30)
+            .map(|_| {
+                let last = runs.load(Ordering::Acquire);
+                while runs.load(Ordering::Acquire) == last {
+                    thread::sleep(Duration::from_micros(100));
+                }
+                let before = runs.load(Ordering::Acquire);
+                other.encode(&golden.rows[..1], &Uncancellable).unwrap();
+                runs.load(Ordering::Acquire) - before
+            })
+            .collect();
+        // What the other one asks for has a prefix of its own, and leaves the busy one's as it was.
+        let found = other.encode(&golden.rows, &Uncancellable);
+        is_over.store(true, Ordering::Release);
+        assert_eq!(found.unwrap(), alone);
+        // The run under way; and one more where this thread was not at hand at once.
+        between.sort_unstable();
+        assert!(between[15] <= 2, "runs before a turn: {between:?}");
+    });
+}
+
 #[test]
 fn equal_rows_have_equal_bits() {
     let golden = Golden::new("clip/gelu_f16");
@@ -347,7 +398,7 @@ fn facts_of_another_model_are_refused() {
     let golden = Golden::new("clip/quick_gelu");
     let open = |facts: ClipFacts| {
         let options = TextOptions { engine: engine_options(), ..TextOptions::default() };
-        TextEncoder::open(golden.folder.path(), facts, runtime(), &options).unwrap_err()
+        TextTower::open(golden.folder.path(), facts, runtime(), &options).unwrap_err()
     };
     let wrong = |change: fn(&mut ClipFacts)| {
         let mut facts = golden.facts.clone();

@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use imprompt_clip::{TextEncoder, TextOptions};
+use imprompt_clip::{TextEncoder, TextOptions, TextTower};
 use imprompt_engine::EngineOptions;
 use imprompt_engine::onnxruntime::{OnnxRuntime, OnnxRuntimeOptions};
 use imprompt_error::Uncancellable;
@@ -56,7 +56,8 @@ fn encode(folder: &Path, facts: ClipFacts, kernels: bool) -> Vec<f32> {
         std::iter::once(end - 1).chain(tokens).chain([end]).collect()
     };
     let rows: Vec<Vec<u32>> = (0..60).map(|i| row(i, 1 + i % 5)).collect();
-    let mut encoder = TextEncoder::open(folder, facts, runtime, &options).unwrap();
+    let tower = TextTower::open(folder, facts, runtime, &options).unwrap();
+    let mut encoder = TextEncoder::new(tower.into());
     encoder.encode(&rows, &Uncancellable).unwrap()
 }
 

@@ -55,8 +55,8 @@ pub fn complete(config: &Value, signature: &Signature) -> Option<Value> {
         completed["max_batch_size"] = MAX_BATCH_SIZE.into();
     }
     let schedulers = ["dynamic_batching", "sequence_batching", "ensemble_scheduling"];
-    // Several instances that share slots would make requests of a batch wait for one another.
-    let batches = !signature.shares_slots || instances(config) < 2;
+    // Of several instances that share a model, requests of a batch would wait for one another.
+    let batches = !signature.shares_model || instances(config) < 2;
     if batches && schedulers.iter().all(|scheduler| config[scheduler].is_null()) {
         // No max_queue_size: with any queue policy Triton stops prefetching, and then a
         // request that comes in the moment an instance ends waits up to 500 ms.

@@ -91,8 +91,8 @@ pub fn encoded_similarities<E: PromptEncoder + ?Sized>(
     texts: &[&str],
     cancel: &dyn Cancellation,
 ) -> Result<Vec<f32>> {
-    let dimension = encoder.dimension();
     let embeds = encoder.encode(texts, cancel)?;
+    let dimension = encoder.dimension();
     if dimension == 0 || embeds.len() != texts.len() * dimension {
         return Err(Error::internal(format!(
             "the text encoder gave {} values for {} texts of {dimension} values each",
@@ -100,5 +100,13 @@ pub fn encoded_similarities<E: PromptEncoder + ?Sized>(
             texts.len()
         )));
     }
-    Ok(embeds.chunks_exact(dimension).map(|row| crate::rank::dot(row, image)).collect())
+    Ok(cosines(image, &embeds))
+}
+
+/// Cosines of `image` (float32 `[D]`) with each of `embeds` (float32 `[n, D]`), all of them L2-normalised:
+/// float32 `[n]`.
+#[must_use]
+pub fn cosines(image: &[f32], embeds: &[f32]) -> Vec<f32> {
+    let rows = embeds.chunks_exact(image.len().max(1));
+    rows.map(|row| crate::rank::dot(row, image)).collect()
 }

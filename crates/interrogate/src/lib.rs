@@ -21,7 +21,7 @@ mod table_ranker;
 mod vocabulary;
 mod zero_shot;
 
-pub use encoder::{PromptEncoder, encoded_similarities};
+pub use encoder::{PromptEncoder, cosines, encoded_similarities};
 pub use interrogator::{Config, Interrogator, NegativeSign, Outcome};
 pub use report::{Candidate, Report, Seconds, Source, Term};
 pub use request::{

@@ -10,7 +10,7 @@ use imprompt_stage::ensemble::{Ensemble, Step};
 use imprompt_stage::signature::MAX_BATCH_SIZE;
 use imprompt_stage::{Parameters, Signature, StageKind, TensorSpec};
 
-/// Requests that may be in a captioner at a time: as many as its cache has slots.
+/// Requests that may be at a model at a time which instances share: as many as a captioner's cache has slots.
 const JOINED_REQUESTS: usize = MAX_BATCH_SIZE;
 
 /// Instances of `preprocess`: from two clients on two take up to 6% more requests than one on two cores, and
@@ -114,8 +114,14 @@ pub fn stage_config(kind: StageKind, sizes: &Sizes, has: Models, computing: Comp
         &mut out,
         match kind {
             StageKind::Preprocess => "Instances decode side by side.",
+            StageKind::ClipText | StageKind::Tagger => {
+                "Instances share one text tower and take turns at it."
+            }
             StageKind::Invocation | StageKind::Answer => "It takes microseconds: one will do.",
-            _ if signature.shares_slots => {
+            StageKind::Ranker => {
+                "Instances share one text tower and take turns at it: as many requests are under way."
+            }
+            _ if signature.shares_model => {
                 "Instances share one captioner and its KV cache: as many requests are joined at a time."
             }
             _ => "Each instance has an engine session of its own; the weights are shared.",
@@ -132,15 +138,15 @@ pub fn stage_config(kind: StageKind, sizes: &Sizes, has: Models, computing: Comp
         false => "KIND_CPU",
     };
     let count = match kind {
-        _ if signature.shares_slots => JOINED_REQUESTS,
+        _ if signature.shares_model => JOINED_REQUESTS,
         StageKind::Preprocess => DECODING,
         _ => 1,
     };
     let _ = writeln!(out, "instance_group [ {{ count: {count} kind: {device} }} ]\n");
-    if signature.shares_slots {
+    if signature.shares_model {
         comment(
             &mut out,
-            "No dynamic_batching: requests meet in the captioner, step by step. Those of a batch",
+            "No dynamic_batching: requests meet at what is shared, step by step. Those of a batch",
         );
         comment(&mut out, "would wait for one another.");
         out.push('\n');
@@ -300,6 +306,7 @@ fn parameters(kind: StageKind, threads: usize) -> Vec<(&'static str, String, &'s
     let default = Parameters::default();
     let session = ("threads", threads.to_string(), "Threads of one instance; 0: one a core.");
     let shared = ("threads", threads.to_string(), "Threads of the captioner; 0: one a core.");
+    let tower = ("threads", threads.to_string(), "Threads of the text tower; 0: one a core.");
     let text = (
         "max_text_bytes",
         default.max_text_bytes.to_string(),
@@ -338,11 +345,11 @@ fn parameters(kind: StageKind, threads: usize) -> Vec<(&'static str, String, &'s
         }
         StageKind::ClipImage => vec![session],
         StageKind::CaptionVision => vec![session, text],
-        StageKind::ClipText => vec![session, text],
+        StageKind::ClipText => vec![tower, text],
         StageKind::Captioner | StageKind::CaptionDecoder => vec![shared, text, waiting, deadline],
-        StageKind::Ranker => vec![session, text, deadline],
+        StageKind::Ranker => vec![tower, text, deadline],
         StageKind::Tagger => vec![
-            session,
+            tower,
             text,
             labels,
             (

@@ -297,7 +297,7 @@ impl Ensemble {
     pub fn signature(&self, of_stage: impl Fn(StageKind) -> Signature) -> Signature {
         let inputs = self.inputs.iter().map(|name| self.tensor(name, false, &of_stage)).collect();
         let outputs = self.outputs.iter().map(|name| self.tensor(name, true, &of_stage)).collect();
-        Signature { inputs, outputs, decoupled: false, on_gpu: false, shares_slots: false }
+        Signature { inputs, outputs, decoupled: false, on_gpu: false, shares_model: false }
     }
 
     /// The spec of the ensemble's tensor `name`, taken from a stage that makes

@@ -33,6 +33,7 @@ mod slots;
 pub mod tables;
 pub mod tagger;
 pub mod text_side;
+mod tokenizer;
 
 use std::path::Path;
 

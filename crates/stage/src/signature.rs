@@ -67,9 +67,9 @@ pub struct Signature {
     pub decoupled: bool,
     /// Whether its instances can compute on a GPU.
     pub on_gpu: bool,
-    /// Whether instances share slots, in which requests meet however they come: batches of requests
-    /// are then of use to a single instance alone.
-    pub shares_slots: bool,
+    /// Whether instances share one model, at which requests meet however they come, step by step: those of a
+    /// batch would wait for one another, so batches of requests are of use to a single instance alone.
+    pub shares_model: bool,
 }
 
 impl Signature {
@@ -239,13 +239,13 @@ impl StageKind {
                 ],
             ),
         };
-        let captioners = [Self::Captioner, Self::CaptionDecoder, Self::CaptionStream];
+        let shared = [Self::Captioner, Self::CaptionDecoder, Self::CaptionStream, Self::Ranker];
         Signature {
             inputs,
             outputs,
             decoupled: self == StageKind::CaptionStream,
             on_gpu: self.has_engines(),
-            shares_slots: captioners.contains(&self),
+            shares_model: shared.contains(&self),
         }
     }
 }

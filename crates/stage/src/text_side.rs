@@ -1,90 +1,24 @@
 //! CLIP's text side as three stages use it: the tokenizer and the text tower.
+//!
+//! Instances of a stage share the tower and take turns at it ([`imprompt_clip::TextTower`]): none waits for what
+//! another one does in many runs.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use imprompt_clip::{TextEncoder, TextOptions};
+use imprompt_clip::{TextEncoder, TextOptions, TextTower};
 use imprompt_engine::{EngineOptions, Runtime};
 use imprompt_error::{Cancellation, Error, Result};
+use imprompt_graph::ClipFacts;
 use imprompt_graph::clip::TEXT_GRAPH;
-use imprompt_graph::{ClipFacts, ClipFamily};
-use imprompt_interrogate::{PromptEncoder, TableRanker, encoded_similarities, same_bits};
-use imprompt_text::{ClipTokenizer, SiglipTokenizer, Tokens};
+use imprompt_interrogate::{PromptEncoder, TableRanker, cosines, same_bits};
 
+pub use crate::tokenizer::check_tokenizer;
 pub use imprompt_text::Cleaning;
 
 use crate::on_gpu::{GpuRanker, GpuTables};
+use crate::tokenizer::TextTokenizer;
 use crate::{Parameters, Placement, engine, files};
-
-/// The tokenizer of a model's family.
-enum TextTokenizer {
-    Clip(ClipTokenizer),
-    Siglip(SiglipTokenizer),
-}
-
-impl TextTokenizer {
-    /// The tokenizer in `folder`.
-    fn load(folder: &Path, facts: &ClipFacts, cleaning: Cleaning) -> Result<Self> {
-        let slots = facts.context_length;
-        let (tokenizer, ids) = match facts.family {
-            ClipFamily::Clip => {
-                let tokenizer = ClipTokenizer::load(folder, cleaning, slots)?;
-                let ids = tokenizer.vocab_size();
-                (TextTokenizer::Clip(tokenizer), ids)
-            }
-            ClipFamily::Siglip => {
-                let tokenizer = SiglipTokenizer::load(folder, cleaning, slots)?;
-                let ids = tokenizer.vocab_size();
-                (TextTokenizer::Siglip(tokenizer), ids)
-            }
-        };
-        if ids > facts.vocabulary {
-            return Err(Error::bad_model(format!(
-                "tokenizer of {}: {ids} tokens, the model knows {}",
-                folder.display(),
-                facts.vocabulary
-            )));
-        }
-        Ok(tokenizer)
-    }
-
-    fn tokens(&self, text: &str) -> Result<Tokens> {
-        match self {
-            TextTokenizer::Clip(tokenizer) => tokenizer.tokens(text),
-            TextTokenizer::Siglip(tokenizer) => tokenizer.tokens(text),
-        }
-    }
-
-    /// Token rows of `texts`.
-    fn rows(&self, texts: &[&str]) -> Result<Vec<Vec<u32>>> {
-        texts.iter().map(|text| Ok(self.tokens(text)?.ids)).collect()
-    }
-
-    /// Tokens of a text, neither cut nor padded.
-    fn count(&self, text: &str) -> Result<usize> {
-        let ids = match self {
-            TextTokenizer::Clip(tokenizer) => tokenizer.encode(text)?,
-            TextTokenizer::Siglip(tokenizer) => tokenizer.encode(text)?,
-        };
-        Ok(ids.len())
-    }
-
-    /// Tokens that every text has: start and end token of CLIP, the end token of SigLIP.
-    fn frame(&self) -> usize {
-        match self {
-            TextTokenizer::Clip(_) => 2,
-            TextTokenizer::Siglip(_) => 1,
-        }
-    }
-}
-
-/// Checks that `folder` has the tokenizer that a model of these facts needs.
-///
-/// # Errors
-/// `BadModel` naming the file that is missing or wrong, or the sizes that do not fit.
-pub fn check_tokenizer(folder: &Path, facts: &ClipFacts, cleaning: Cleaning) -> Result<()> {
-    TextTokenizer::load(folder, facts, cleaning).map(drop)
-}
 
 /// Tokens of one run on a GPU: each run is a few hundred kernels, which must be large enough to be
 /// worth giving.
@@ -101,6 +35,17 @@ pub struct TextModel {
     parameters: Parameters,
     /// The file of the same tower in 8 bits.
     screen: Option<PathBuf>,
+    /// Those of each placement, opened by the first instance that needs them.
+    towers: Mutex<Vec<(Placement, Towers)>>,
+}
+
+/// What instances of one placement share.
+#[derive(Clone)]
+struct Towers {
+    /// What opened them.
+    runtime: Arc<dyn Runtime>,
+    tower: Arc<TextTower>,
+    screen: Option<Arc<TextTower>>,
 }
 
 impl TextModel {
@@ -122,6 +67,7 @@ impl TextModel {
             tokenizer: Arc::new(tokenizer),
             parameters: parameters.clone(),
             screen: None,
+            towers: Mutex::default(),
         })
     }
 
@@ -137,14 +83,13 @@ impl TextModel {
         Ok(self)
     }
 
-    /// A text side with sessions of its own. On a GPU there is no screen: its 8 bits are the
+    /// A text side of its own at the shared towers. On a GPU there is no screen: its 8 bits are the
     /// processor's.
     ///
     /// # Errors
     /// What the engine says of a graph.
     pub fn side(&self, placement: Placement) -> Result<TextSide> {
-        let runtime = engine::runtime(&self.parameters, placement, &self.folder)?;
-        self.side_of(&*runtime, placement)
+        Ok(self.side_of(self.towers(placement)?))
     }
 
     /// [`Self::side`], which on a GPU compares pictures with texts and with `tables` there. Where the
@@ -157,8 +102,10 @@ impl TextModel {
         placement: Placement,
         tables: &GpuTables,
     ) -> Result<TextSide> {
-        let runtime = engine::runtime(&self.parameters, placement, &self.folder)?;
-        let mut side = self.side_of(&*runtime, placement)?;
+        let towers = self.towers(placement)?;
+        // In order with the tower's work: on its stream.
+        let runtime = towers.runtime.clone();
+        let mut side = self.side_of(towers);
         if let Placement::Gpu(ordinal) = placement {
             let ranker = runtime.ranking().and_then(|ranking| {
                 ranking.map(|ranking| GpuRanker::new(ranking, ordinal, tables)).transpose()
@@ -171,12 +118,30 @@ impl TextModel {
         Ok(side)
     }
 
-    fn side_of(&self, runtime: &dyn Runtime, placement: Placement) -> Result<TextSide> {
-        let mut side = self.open_graph(runtime, placement, &self.folder.join(TEXT_GRAPH))?;
+    fn side_of(&self, Towers { tower, screen, .. }: Towers) -> TextSide {
+        let side = |tower| TextSide {
+            tokenizer: self.tokenizer.clone(),
+            encoder: TextEncoder::new(tower),
+            screen: None,
+            ranker: None,
+        };
+        TextSide { screen: screen.map(|screen| Box::new(side(screen))), ..side(tower) }
+    }
+
+    fn towers(&self, placement: Placement) -> Result<Towers> {
+        // Others wait while they are opened. Nothing is half done where that fails.
+        let mut towers = self.towers.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, towers)) = towers.iter().find(|(placed, _)| *placed == placement) {
+            return Ok(towers.clone());
+        }
+        let runtime = engine::runtime(&self.parameters, placement, &self.folder)?;
+        let open = |path: &Path| self.open_graph(&*runtime, placement, path).map(Arc::new);
+        let tower = open(&self.folder.join(TEXT_GRAPH))?;
         let screen = self.screen.as_deref().filter(|_| placement == Placement::Cpu);
-        let screen = screen.map(|path| self.open_graph(runtime, placement, path));
-        side.screen = screen.transpose()?.map(Box::new);
-        Ok(side)
+        let screen = screen.map(open).transpose()?;
+        let opened = Towers { runtime, tower, screen };
+        towers.push((placement, opened.clone()));
+        Ok(opened)
     }
 
     fn open_graph(
@@ -184,7 +149,7 @@ impl TextModel {
         runtime: &dyn Runtime,
         placement: Placement,
         path: &Path,
-    ) -> Result<TextSide> {
+    ) -> Result<TextTower> {
         let options =
             TextOptions { engine: engine::options(&self.parameters), ..TextOptions::default() };
         let options = match placement {
@@ -196,9 +161,7 @@ impl TextModel {
                 length_step: GPU_LENGTH_STEP,
             },
         };
-        let facts = self.facts.clone();
-        let encoder = TextEncoder::open_graph(path, facts, runtime, &options)?;
-        Ok(TextSide { tokenizer: self.tokenizer.clone(), encoder, screen: None, ranker: None })
+        TextTower::open_graph(path, self.facts.clone(), runtime, &options)
     }
 }
 
@@ -238,22 +201,56 @@ impl PromptEncoder for TextSide {
         self.encoder.encode(&self.tokenizer.rows(texts)?, cancel)
     }
 
-    /// On a GPU the embeddings stay there: only the cosines are read.
     fn similarities(
         &mut self,
         image: &[f32],
         texts: &[&str],
         cancel: &dyn Cancellation,
     ) -> Result<Vec<f32>> {
-        let Some(ranker) = &self.ranker else {
-            return encoded_similarities(self, image, texts, cancel);
-        };
-        if ranker.is_proven {
-            return self.similarities_there(image, texts, cancel);
+        self.compared(image, &self.tokenizer.rows(texts)?, cancel)
+    }
+
+    fn continuation_similarities(
+        &mut self,
+        image: &[f32],
+        prompt: &str,
+        phrases: &[&str],
+        cancel: &dyn Cancellation,
+    ) -> Result<Vec<f32>> {
+        self.compared(image, &self.tokenizer.continued(prompt, phrases)?, cancel)
+    }
+
+    fn table_ranker(&mut self) -> Option<&mut dyn TableRanker> {
+        self.ranker.as_mut().map(|ranker| ranker as &mut dyn TableRanker)
+    }
+}
+
+impl TextSide {
+    /// Cosines of `image` with the texts of `rows`. On a GPU the embeddings stay there: only the
+    /// cosines are read.
+    fn compared(
+        &mut self,
+        image: &[f32],
+        rows: &[Vec<u32>],
+        cancel: &dyn Cancellation,
+    ) -> Result<Vec<f32>> {
+        let dimension = self.dimension();
+        if image.len() != dimension {
+            return Err(Error::internal(format!(
+                "an image of {} values, texts have {dimension}",
+                image.len()
+            )));
         }
-        // The first texts are compared here too.
-        let here = encoded_similarities(self, image, texts, cancel)?;
-        let there = self.similarities_there(image, texts, cancel)?;
+        let is_proven = self.ranker.as_ref().map(|ranker| ranker.is_proven);
+        if is_proven == Some(true) {
+            return self.compared_there(image, rows, cancel);
+        }
+        let here = cosines(image, &self.encoder.encode(rows, cancel)?);
+        if is_proven.is_none() {
+            return Ok(here);
+        }
+        // The first texts are compared at both places.
+        let there = self.compared_there(image, rows, cancel)?;
         let is_exact = same_bits(&here, &there);
         match &mut self.ranker {
             Some(ranker) if is_exact => ranker.is_proven = !here.is_empty(),
@@ -265,32 +262,18 @@ impl PromptEncoder for TextSide {
         Ok(here)
     }
 
-    fn table_ranker(&mut self) -> Option<&mut dyn TableRanker> {
-        self.ranker.as_mut().map(|ranker| ranker as &mut dyn TableRanker)
-    }
-}
-
-impl TextSide {
-    /// [`PromptEncoder::similarities`] where the encoder computes.
-    fn similarities_there(
+    /// [`Self::compared`] where the encoder computes.
+    fn compared_there(
         &mut self,
         image: &[f32],
-        texts: &[&str],
+        rows: &[Vec<u32>],
         cancel: &dyn Cancellation,
     ) -> Result<Vec<f32>> {
-        let dimension = self.dimension();
         let Some(ranker) = &mut self.ranker else {
             return Err(Error::internal("nothing to compare with"));
         };
-        if image.len() != dimension {
-            return Err(Error::internal(format!(
-                "an image of {} values, texts have {dimension}",
-                image.len()
-            )));
-        }
-        let rows = self.tokenizer.rows(texts)?;
         ranker.compare_texts(image, rows.len())?;
-        let places = self.encoder.encode_in_place(&rows, cancel, &mut |run| ranker.add(run))?;
+        let places = self.encoder.encode_in_place(rows, cancel, &mut |run| ranker.add(run))?;
         let found = ranker.similarities()?;
         let of_place = |place: usize| {
             found.get(place).copied().ok_or_else(|| Error::internal("a text without a cosine"))

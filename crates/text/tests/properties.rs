@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
 use imprompt_error::Kind;
-use imprompt_text::{CaptionTokenizer, Cleaning, ClipTokenizer, fix_text, unescape_html};
+use imprompt_text::{CaptionTokenizer, Cleaning, ClipTokenizer, Tokens, fix_text, unescape_html};
 use proptest::prelude::*;
 
 fn goldens(name: &str) -> PathBuf {
@@ -52,6 +52,38 @@ fn text() -> impl Strategy<Value = String> {
         .prop_map(String::from),
     ];
     prop::collection::vec(piece, 0..24).prop_map(|pieces| pieces.concat())
+}
+
+/// Mostly such as the rules leave alone, and what a wrong encoding is told by.
+fn phrase() -> impl Strategy<Value = String> {
+    let piece = prop_oneof![
+        4 => "[a-zA-Z0-9 ,.!?'<>-]{0,6}",
+        2 => (0xa0u32..0x180).prop_map(|c| char::from_u32(c).unwrap().to_string()),
+        1 => prop::sample::select(vec!["Â ", "Ã", "Σ", "ГўВЂВ", "é", "\u{301}", "&", "&lt", "&EACUTE;", "\u{345}", " "])
+            .prop_map(String::from),
+        1 => any::<char>().prop_map(String::from),
+    ];
+    prop_oneof![text(), prop::collection::vec(piece, 0..8).prop_map(|pieces| pieces.concat())]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(4096))]
+
+    #[test]
+    fn what_continues_a_prompt_has_the_tokens_of_the_whole(
+        prompt in phrase(),
+        phrases in prop::collection::vec(phrase(), 1..6),
+    ) {
+        for tokenizer in CLIP.iter() {
+            let phrases: Vec<&str> = phrases.iter().map(String::as_str).collect();
+            let whole = phrases.iter().map(|phrase| tokenizer.tokens(&format!("{prompt}, {phrase}")));
+            let whole: Vec<Tokens> = whole.collect::<Result<_, _>>().unwrap();
+            // New ones, and kept ones.
+            for _ in 0..2 {
+                prop_assert_eq!(&tokenizer.continued(&prompt, &phrases).unwrap(), &whole);
+            }
+        }
+    }
 }
 
 proptest! {

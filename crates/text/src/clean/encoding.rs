@@ -55,7 +55,7 @@ pub(super) fn fix_encoding(text: &str) -> Cow<'_, str> {
     text
 }
 
-fn is_bad(text: &str) -> bool {
+pub(super) fn is_bad(text: &str) -> bool {
     !text.is_ascii() && TABLES.badness.is_match(text)
 }
 

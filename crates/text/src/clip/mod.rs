@@ -4,8 +4,10 @@ mod bpe;
 mod words;
 
 use std::path::Path;
+use std::sync::Arc;
 
 use imprompt_error::{Error, Result};
+use quick_cache::sync::Cache;
 use tokenizers::Tokenizer;
 
 use crate::files::Folder;
@@ -55,7 +57,12 @@ pub struct ClipTokenizer {
     start_id: u32,
     end_id: u32,
     vocab_size: usize,
+    /// Tokens of the phrases that prompts were continued with: `None` of those whose tokens depend on the prompt.
+    phrases: Cache<Box<str>, Option<Arc<[u32]>>>,
 }
+
+/// Phrases that are kept with their tokens: more than the largest vocabulary of clip-interrogator has.
+const KEPT_PHRASES: usize = 1 << 17;
 
 /// Special tokens of transformers' `CLIPTokenizerFast`.
 const DEFAULTS: [(&str, &str); 4] = [
@@ -104,8 +111,16 @@ impl ClipTokenizer {
                 Rules::HuggingFace(Box::new(tokenizer))
             }
         };
-        let tokenizer =
-            ClipTokenizer { rules, cleaning, context_length, start_id, end_id, vocab_size };
+        let phrases = Cache::new(KEPT_PHRASES);
+        let tokenizer = ClipTokenizer {
+            rules,
+            cleaning,
+            context_length,
+            start_id,
+            end_id,
+            vocab_size,
+            phrases,
+        };
         // A tokenizer.json without CLIP's post-processor would yield features
         // of the wrong position.
         let empty = tokenizer.encode("")?;
@@ -127,10 +142,7 @@ impl ClipTokenizer {
         match &self.rules {
             Rules::OpenClip(pairs) => {
                 let mut ids = vec![self.start_id];
-                let text = clean::open_clip(text);
-                for word in words::words(&text) {
-                    pairs.encode(word, &mut ids);
-                }
+                add_words(pairs, text, &mut ids);
                 ids.push(self.end_id);
                 Ok(ids)
             }
@@ -145,13 +157,51 @@ impl ClipTokenizer {
     /// # Errors
     /// Those of [`Self::encode`].
     pub fn tokens(&self, text: &str) -> Result<Tokens> {
-        let mut ids = self.encode(text)?;
+        self.encode(text).map(|ids| self.cut(ids))
+    }
+
+    /// [`Self::tokens`] of `"{prompt}, {phrase}"` for each of `phrases`. A phrase is tokenised once: its
+    /// tokens are kept, as long as there are not too many.
+    ///
+    /// # Errors
+    /// Those of [`Self::encode`].
+    pub fn continued(&self, prompt: &str, phrases: &[&str]) -> Result<Vec<Tokens>> {
+        let whole = |phrase: &str| self.tokens(&format!("{prompt}, {phrase}"));
+        let pairs = match &self.rules {
+            Rules::OpenClip(pairs) if clean::is_settled(prompt) => pairs,
+            _ => return phrases.iter().map(|phrase| whole(phrase)).collect(),
+        };
+        // The comma may be one word with what ends the prompt. No word goes over the blank behind it.
+        let mut front = vec![self.start_id];
+        add_words(pairs, &format!("{prompt},"), &mut front);
+        let row = |phrase: &&str| match self.phrase(pairs, phrase) {
+            Some(phrase) => Ok(self.cut([&front[..], &phrase, &[self.end_id]].concat())),
+            None => whole(phrase),
+        };
+        phrases.iter().map(row).collect()
+    }
+
+    /// The tokens that `phrase` has behind every prompt; `None` where there are no such.
+    fn phrase(&self, pairs: &BytePairs, phrase: &str) -> Option<Arc<[u32]>> {
+        if let Some(kept) = self.phrases.get(phrase) {
+            return kept;
+        }
+        let ids = clean::is_settled(phrase).then(|| {
+            let mut ids = Vec::new();
+            add_words(pairs, phrase, &mut ids);
+            ids.into()
+        });
+        self.phrases.insert(phrase.into(), ids.clone());
+        ids
+    }
+
+    fn cut(&self, mut ids: Vec<u32>) -> Tokens {
         let truncated = ids.len() > self.context_length;
         if truncated {
             ids.truncate(self.context_length);
             ids[self.context_length - 1] = self.end_id;
         }
-        Ok(Tokens { ids, truncated })
+        Tokens { ids, truncated }
     }
 
     /// Clip-interrogator's `_prompt_at_max_len`: whether the last slot of the
@@ -187,5 +237,12 @@ impl ClipTokenizer {
     /// The reference that texts are cleaned like.
     pub fn cleaning(&self) -> Cleaning {
         self.cleaning
+    }
+}
+
+/// Adds the tokens of `text`, cleaned.
+fn add_words(pairs: &BytePairs, text: &str, ids: &mut Vec<u32>) {
+    for word in words::words(&clean::open_clip(text)) {
+        pairs.encode(word, ids);
     }
 }
