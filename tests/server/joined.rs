@@ -1,6 +1,7 @@
 //! Requests that meet at a model which instances share: captions in one decoding loop, which they join and
 //! leave step by step, and prompts that take turns at one text tower.
 
+use std::iter::repeat;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
@@ -59,9 +60,13 @@ fn gauge(name: &str) -> f64 {
     server().metric(&format!("{name}{{model=\"joined\""))
 }
 
-/// Runs `run` while a client asks `model` for `request` again and again; it is told of how many
+/// Runs `run` while a client asks `model` for one of `requests` after the other; it is told of how many
 /// answers came. A refusal is one, too: the others may take the room.
-fn while_asked(model: &str, request: &InferRequest, run: impl FnOnce(&AtomicUsize)) {
+fn while_asked(
+    model: &str,
+    requests: impl Iterator<Item = InferRequest> + Send,
+    run: impl FnOnce(&AtomicUsize),
+) {
     struct Done<'a>(&'a AtomicBool);
     impl Drop for Done<'_> {
         fn drop(&mut self) {
@@ -72,8 +77,8 @@ fn while_asked(model: &str, request: &InferRequest, run: impl FnOnce(&AtomicUsiz
     thread::scope(|scope| {
         let _done = Done(&is_done);
         scope.spawn(|| {
-            while !is_done.load(Ordering::Acquire) {
-                let _ = server().client().infer(model, request);
+            for request in requests.take_while(|_| !is_done.load(Ordering::Acquire)) {
+                let _ = server().client().infer(model, &request);
                 answers.fetch_add(1, Ordering::AcqRel);
             }
         });
@@ -89,7 +94,7 @@ fn a_late_request_joins_and_what_finds_no_room_is_refused() {
     assert!(config["dynamic_batching"].is_null(), "{config}");
     assert_eq!(gauge("imprompt_caption_slots"), SLOTS as f64);
     let short = captions(1, 2);
-    while_asked("joined", &captions(SLOTS - 1, 110), |answers| {
+    while_asked("joined", repeat(captions(SLOTS - 1, 110)), |answers| {
         eventually("a short request is done before an earlier long one", || {
             let before = answers.load(Ordering::Acquire);
             let met = gauge("imprompt_caption_slots_in_use") > 0.0;
@@ -97,7 +102,7 @@ fn a_late_request_joins_and_what_finds_no_room_is_refused() {
             met && answers.load(Ordering::Acquire) == before
         });
     });
-    while_asked("joined", &captions(SLOTS, 110), |_| {
+    while_asked("joined", repeat(captions(SLOTS, 110)), |_| {
         eventually("a short request finds no room", || {
             let code = client.infer("joined", &short).map_err(|error| error.code());
             assert!(matches!(code, Ok(_) | Err(Some(503))), "{code:?}");
@@ -123,12 +128,35 @@ fn a_quick_prompt_does_not_wait_for_a_long_chain() {
     let prompt = |request| client.infer("interrogate", request).unwrap().outputs;
     let (long, short) = (prompt(&chain), prompt(&quick));
     // One chain after the other, and all the while the same answers.
-    while_asked("interrogate", &chain, |answers| {
+    while_asked("interrogate", repeat(chain.clone()), |answers| {
         eventually("ten quick prompts are made while one chain goes on", || {
             let before = answers.load(Ordering::Acquire);
             (0..10).for_each(|_| assert_eq!(prompt(&quick), short));
             answers.load(Ordering::Acquire) == before
         });
         assert_eq!(prompt(&chain), long);
+    });
+}
+
+#[test]
+fn a_few_labels_do_not_wait_for_a_thousand() {
+    let client = server().client();
+    let few = || {
+        let labels = ["a red square", "a green leaf", "the sea at night"];
+        let request = good().bytes("labels", [1, 3], labels);
+        client.infer("zero_shot", &request).unwrap().f32("probability").unwrap().to_owned()
+    };
+    let alone = few();
+    // Each time others: their embeddings are not known from before.
+    let thousand = (0..).map(|time| {
+        let labels: Vec<String> = (0..1000).map(|label| format!("{time} of {label}")).collect();
+        good().bytes("labels", [1, 1000], labels)
+    });
+    while_asked("zero_shot", thousand, |answers| {
+        eventually("a few labels five times while a thousand are embedded", || {
+            let before = answers.load(Ordering::Acquire);
+            (0..5).for_each(|_| assert_eq!(few(), alone));
+            answers.load(Ordering::Acquire) == before
+        });
     });
 }

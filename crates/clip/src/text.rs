@@ -103,13 +103,14 @@ impl TextEncoder {
         let shared = self.prefix.tokens.len();
         let most = self.tower.facts.context_length - shared;
         let run_length = |row: &[u32]| (row.len() - shared).next_multiple_of(length_step).min(most);
+        let mut turn = self.tower.turn();
         for (length, members) in by_length(&distinct, run_length) {
             for chunk in chunks(&members, (tokens_per_run / length).clamp(1, most_rows)) {
-                let mut engine = self.tower.engine.lock();
+                let engine = turn.engine();
                 // What it had to wait for may have taken a while.
                 cancel.check()?;
                 let rows: Vec<&[u32]> = chunk.iter().map(|&index| distinct[index]).collect();
-                let run = self.run(&mut **engine, &rows, length)?;
+                let run = self.run(engine, &rows, length)?;
                 if run.shape() != [rows.len(), dimension] {
                     return Err(Error::internal(format!(
                         "text_embeds of shape {:?} for {} rows",
@@ -138,11 +139,11 @@ impl TextEncoder {
         if tokens.is_empty() {
             return Ok(());
         }
-        let mut engine = self.tower.engine.lock();
+        let mut turn = self.tower.turn();
         cancel.check()?;
         let kept: Vec<i64> = (0..tokens.len() as i64).collect();
         let outputs =
-            self.run_tower(&mut **engine, (&[tokens], tokens.len()), &kept, &["keys", "values"])?;
+            self.run_tower(turn.engine(), (&[tokens], tokens.len()), &kept, &["keys", "values"])?;
         let [keys, values] = outputs.as_slice() else {
             return Err(Error::internal("the text tower gave no keys and values"));
         };

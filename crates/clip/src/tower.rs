@@ -1,15 +1,16 @@
 //! The text tower, which several encoders may share.
 //!
-//! They take turns at it, one run each, in the order in which they ask. A chain's step is many
-//! runs: what others want comes in between, and waits for one run of each at most.
+//! They take turns at it, in the order in which they ask. A chain's step is many runs: what others want comes in
+//! between, and waits for one turn of each.
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use imprompt_engine::{ElementType, Engine, EngineOptions, Runtime};
 use imprompt_error::Result;
 use imprompt_graph::clip::TEXT_GRAPH;
 use imprompt_graph::{ClipFacts, ClipFamily};
-use parking_lot::FairMutex;
+use parking_lot::{FairMutex, FairMutexGuard};
 
 use crate::{check_embeds, check_port};
 
@@ -25,18 +26,27 @@ pub struct TextOptions {
     /// Rows of a causal tower are run with rows of their own length, rounded up to a multiple of this.
     /// 1 where what is computed costs more than what is asked for; more where each run costs by itself.
     pub length_step: usize,
+    /// How long a turn lasts while others wait, and then until its run ends. Longer than the runs of a small tower:
+    /// with each change of turns caches are filled anew.
+    pub turn: Duration,
 }
 
 impl Default for TextOptions {
     fn default() -> Self {
-        TextOptions { engine: EngineOptions::default(), tokens_per_run: 1024, length_step: 1 }
+        TextOptions {
+            engine: EngineOptions::default(),
+            tokens_per_run: 1024,
+            length_step: 1,
+            turn: Duration::from_millis(20),
+        }
     }
 }
 
 /// The text tower. What a run computes depends on nothing that was run before.
 #[derive(Debug)]
 pub struct TextTower {
-    pub(crate) engine: FairMutex<Box<dyn Engine>>,
+    engine: FairMutex<Box<dyn Engine>>,
+    turn: Duration,
     pub(crate) facts: ClipFacts,
     pub(crate) tokens_per_run: usize,
     pub(crate) length_step: usize,
@@ -89,6 +99,7 @@ impl TextTower {
         Ok(TextTower {
             most_rows: engine.most("input_ids", 0).unwrap_or(usize::MAX).max(1),
             engine: FairMutex::new(engine),
+            turn: options.turn,
             facts,
             tokens_per_run: options.tokens_per_run.max(1),
             length_step: match is_causal {
@@ -96,5 +107,28 @@ impl TextTower {
                 false => 1,
             },
         })
+    }
+
+    /// Waits for a turn.
+    pub(crate) fn turn(&self) -> Turn<'_> {
+        Turn { engine: self.engine.lock(), began: Instant::now(), length: self.turn }
+    }
+}
+
+/// A turn at a tower.
+pub(crate) struct Turn<'t> {
+    engine: FairMutexGuard<'t, Box<dyn Engine>>,
+    began: Instant,
+    length: Duration,
+}
+
+impl Turn<'_> {
+    /// The tower, for one run: before it others have theirs, if this turn has lasted long enough.
+    pub(crate) fn engine(&mut self) -> &mut dyn Engine {
+        if self.began.elapsed() >= self.length {
+            FairMutexGuard::bump(&mut self.engine);
+            self.began = Instant::now();
+        }
+        &mut **self.engine
     }
 }

@@ -104,7 +104,8 @@ impl Golden {
     }
 
     fn text_tower(&self, tokens_per_run: usize, length_step: usize) -> Arc<TextTower> {
-        let options = TextOptions { engine: engine_options(), tokens_per_run, length_step };
+        let (engine, turn) = (engine_options(), Duration::ZERO);
+        let options = TextOptions { engine, tokens_per_run, length_step, turn };
         let (folder, facts) = (self.folder.path(), self.facts.clone());
         Arc::new(TextTower::open(folder, facts, runtime(), &options).unwrap())
     }

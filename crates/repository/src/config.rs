@@ -13,6 +13,10 @@ use imprompt_stage::{Parameters, Signature, StageKind, TensorSpec};
 /// Requests that may be at a model at a time which instances share: as many as a captioner's cache has slots.
 const JOINED_REQUESTS: usize = MAX_BATCH_SIZE;
 
+/// Instances of `tagger`: the labels of one request may be thousands. Others have another instance, and their turns at
+/// the text tower.
+const TAGGING: usize = 2;
+
 /// Instances of `preprocess`: from two clients on two take up to 6% more requests than one on two cores, and
 /// one client as many (docs/benchmarks.md).
 const DECODING: usize = 2;
@@ -140,6 +144,7 @@ pub fn stage_config(kind: StageKind, sizes: &Sizes, has: Models, computing: Comp
     let count = match kind {
         _ if signature.shares_model => JOINED_REQUESTS,
         StageKind::Preprocess => DECODING,
+        StageKind::Tagger => TAGGING,
         _ => 1,
     };
     let _ = writeln!(out, "instance_group [ {{ count: {count} kind: {device} }} ]\n");

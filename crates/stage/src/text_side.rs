@@ -159,6 +159,7 @@ impl TextModel {
                 engine: EngineOptions { cuda_graphs: false, ..options.engine },
                 tokens_per_run: GPU_TOKENS_PER_RUN,
                 length_step: GPU_LENGTH_STEP,
+                ..options
             },
         };
         TextTower::open_graph(path, self.facts.clone(), runtime, &options)
