@@ -10,7 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs/benchmarks.md"
-ORDER = ["labels", "chain", "image", "picture", "rank", "caption", "best", "precision", "serving", "settings"]
+ORDER = ["labels", "chain", "image", "picture", "rank", "caption", "best", "precision", "serving", "settings", "beside"]
 PEERS = ("stock", "tuned")
 
 

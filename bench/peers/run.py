@@ -11,6 +11,7 @@ from pathlib import Path
 
 warnings.filterwarnings("ignore")
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+import beside
 import bench as common
 import precision
 import report
@@ -18,7 +19,8 @@ import serving
 import settings
 from sections import SECTIONS
 
-SECTIONS = SECTIONS | {"precision": precision.precision, "serving": serving.serving, "settings": settings.settings}
+SECTIONS = SECTIONS | {"precision": precision.precision, "serving": serving.serving, "settings": settings.settings,
+                       "beside": beside.beside}
 
 
 def main():

@@ -314,14 +314,9 @@ def best(bench):
           rounds=1, only=("stock",))
     bench.forget()
     # The full sizes: the peer's best mode would take hours.
-    sizes = ("clip-vit-b-32", "blip-base") if bench.quick else ("clip-vit-l-14", "blip-large")
-    clip, captioner = models(bench.python, *sizes)
-    many = vocabulary("many", {"flavors": 3000 if bench.quick else 7600, "artists": 250}, lambda texts: tokens(bench, texts))
-    name = f"{clip.name}-{captioner.name}-{many.name}"
-    at = repository(bench, name, clip=clip, captioner=captioner, vocabulary=many)
+    title, name, sides = full_sizes(bench)
+    clip, captioner, many, at = sides
     whole = {"best": ({}, [])} if bench.whole else {}
-    title = f"{shown(sizes[0])} and {shown(sizes[1])}"
-    sides = clip, captioner, many, at
     found = modes(bench, sides, title, {"fast": ({}, []), "classic": ({}, []), **whole})
     against_parts(bench, at, title, found)
     if not bench.whole:
@@ -330,6 +325,16 @@ def best(bench):
         extrapolated(bench, sides, title, reduced)
         for one in reduced.values():
             shutil.rmtree(one)
+
+
+def full_sizes(bench):
+    """The largest models with terms enough for a whole chain: what they are called, and both sides' files."""
+    sizes = ("clip-vit-b-32", "blip-base") if bench.quick else ("clip-vit-l-14", "blip-large")
+    clip, captioner = models(bench.python, *sizes)
+    many = vocabulary("many", {"flavors": 3000 if bench.quick else 7600, "artists": 250}, lambda texts: tokens(bench, texts))
+    name = f"{clip.name}-{captioner.name}-{many.name}"
+    at = repository(bench, name, clip=clip, captioner=captioner, vocabulary=many)
+    return f"{shown(sizes[0])} and {shown(sizes[1])}", name, (clip, captioner, many, at)
 
 
 def tables(at):

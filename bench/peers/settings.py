@@ -34,7 +34,7 @@ VARIANTS = {
     "preprocess: 1 instance": {"preprocess": [count(1)]},
     "clip_image: 2 instances": {"clip_image": [count(2)]},
     "clip_image: 2 instances of half the threads": {"clip_image": [count(2), threads(max(1, CORES // 2))]},
-    "tagger: 2 instances": {"tagger": [count(2)]},
+    "tagger: 1 instance": {"tagger": [count(1)]},
     "clip_image: delay of 0.2 ms": {"clip_image": [delay(200)]},
     "clip_image: delay of 2 ms": {"clip_image": [delay(2000)]},
     "all: delay of 0.2 ms": {stage: [delay(200)] for stage in ("preprocess", "clip_image", "tagger")},
