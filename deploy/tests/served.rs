@@ -177,7 +177,15 @@ fn the_service_is_ready_and_measured_as_it_says() {
     let annotations = &runtime["spec"]["annotations"];
     let port: u16 = annotations["prometheus.kserve.io/port"].as_str().unwrap().parse().unwrap();
     let path = annotations["prometheus.kserve.io/path"].as_str().unwrap();
-    let (status, metrics) = get(server.port(container, &port.into()), path).unwrap();
+    // Triton opens this port after the one that answers probes.
+    let started = Instant::now();
+    let (status, metrics) = loop {
+        match get(server.port(container, &port.into()), path) {
+            Some(answer) => break answer,
+            None => assert!(started.elapsed() < START, "no metrics:\n{}", server.log()),
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    };
     assert_eq!(status, 200);
     // The metrics that autoscalers ask for, and where a ServiceMonitor looks for them.
     let mut seen = 0;

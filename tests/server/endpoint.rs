@@ -187,13 +187,15 @@ impl Endpoint {
     ///
     /// With namespaces Triton looks the name up in a map that every load and unload assigns anew:
     /// `LoadUnloadModels` does so under a lock which `FindModelIdentifier` does not take (core,
-    /// model_repository_manager.cc, 2.51 and later), so that for a moment any name may not be found. What is then
-    /// said to be unknown is read from that map too: bytes that are no name were seen.
-    /// A package that is gone is another matter: the front end says 404, the core that there is no
-    /// identifier, or the answer stays.
+    /// model_repository_manager.cc, 2.51 and later), so that for a moment any name may have no identifier in it. What
+    /// is then said to be unknown may be read from that map too: bytes that are no name were seen.
+    /// A package that is gone is another matter: the front end says 404, or the answer stays.
     pub fn infer_beside_loads(&self, model: &Unpacked, request: &InferRequest) -> InferResponse {
         let is_unknown = |answer: &Result<InferResponse, (u16, String)>| match answer {
-            Err((400, said)) => said.starts_with("{\"error\":\"Request for unknown model: '"),
+            Err((400, said)) => {
+                said.starts_with("{\"error\":\"Request for unknown model: '")
+                    || said.ends_with("' is not found in global map\"}")
+            }
             _ => false,
         };
         let mut answer = self.infer(Some(model), request);

@@ -217,17 +217,18 @@ mod tests {
     }
 
     #[test]
-    fn instances_that_share_slots_need_no_batches_of_requests() {
+    fn instances_that_share_a_model_need_no_batches_of_requests() {
         let batches = |kind: StageKind, groups: Value| {
             let config = json!({ "instance_group": groups });
             complete(&config, &kind.signature()).unwrap()["dynamic_batching"] == json!({})
         };
-        for kind in [StageKind::Captioner, StageKind::CaptionDecoder, StageKind::CaptionStream] {
+        use StageKind::{CaptionDecoder, CaptionStream, Captioner, Ranker, Tagger};
+        for kind in [Captioner, CaptionDecoder, CaptionStream, Ranker] {
             assert!(!batches(kind, json!([{ "count": 8 }])));
             assert!(!batches(kind, json!([{ "count": 1 }, { "kind": "KIND_CPU" }])));
             assert!(batches(kind, json!([{ "count": 1 }])) && batches(kind, json!([])));
         }
-        assert!(batches(StageKind::Ranker, json!([{ "count": 8 }])));
+        assert!(batches(Tagger, json!([{ "count": 8 }])));
     }
 
     #[test]
