@@ -116,7 +116,7 @@ pub struct Build {
     /// With --device gpu: the cards that engines are built for, such as 8.6 [default: all that there are engines for]
     #[arg(long, value_name = "X.Y", value_delimiter = ',')]
     pub compute_capability: Vec<imprompt_repository::ComputeCapability>,
-    /// With --device gpu: the folder of TensorRT-RTX's libraries [default: looked for]
+    /// With --device gpu: the folder of TensorRT's libraries [default: looked for]
     #[arg(long, value_name = "DIR")]
     pub tensorrt: Option<PathBuf>,
     /// In how many bits weights are kept: f32 (as they are), f16 (where lossless), int8, int4; with --device gpu, in which type matrices are multiplied: f16 (where nothing is said), bf16, f32; of all parts, or of one: clip_image, clip_text, captioner; screen=int8: chains of `interrogate` sort candidates out in 8 bits and choose in full precision; repeatable

@@ -3,6 +3,8 @@
 
 use std::path::{Path, PathBuf};
 
+use imprompt_repository::FLAVOUR;
+
 use crate::talk::{Failure, Result};
 
 /// An environment variable that is set and not empty.
@@ -90,10 +92,11 @@ pub fn onnxruntime(named: Option<&Path>, on_gpu: bool) -> Result<Option<PathBuf>
     }
 }
 
-/// The folder of TensorRT-RTX: that named, else where the project's scripts install it; `None` leaves
+/// The folder of TensorRT: that named, else where the project's scripts install TensorRT-RTX; `None` leaves
 /// the search to who opens it.
 pub fn tensorrt(named: Option<&Path>) -> Option<PathBuf> {
-    if named.is_some() || variable("IMPROMPT_TENSORRT").is_some() {
+    let is_installed = FLAVOUR == "rtx";
+    if named.is_some() || variable("IMPROMPT_TENSORRT").is_some() || !is_installed {
         return named.map(Path::to_owned);
     }
     let mut places =

@@ -15,7 +15,7 @@ pub enum Device {
 /// What a repository for GPUs is built for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum BuildEngine {
-    /// TensorRT-RTX engines, and the graphs of ONNX Runtime's CUDA provider for cards that they are not for (V100, H100, B200).
+    /// TensorRT's engines, and the graphs of ONNX Runtime's CUDA provider for cards that they are not for (V100, H100, B200).
     Tensorrt,
     /// The graphs of ONNX Runtime's CUDA provider alone: TensorRT is not needed.
     Cuda,

@@ -5,7 +5,8 @@ use std::time::Instant;
 
 use imprompt_repository::family::Role;
 use imprompt_repository::{
-    Bits, BuildRequest, GpuEngine, GpuRequest, Manifest, ModelFolder, Precision, Progress as _,
+    Bits, BuildRequest, FLAVOUR, GpuEngine, GpuRequest, Manifest, ModelFolder, Precision,
+    Progress as _, TENSORRT,
 };
 
 use crate::arguments::{Build, BuildEngine, Device};
@@ -52,11 +53,12 @@ pub fn run(arguments: &Build) -> Result<()> {
         onnxruntime: installed::onnxruntime(arguments.onnxruntime.as_deref(), false)?,
     };
     let manifest = imprompt_repository::build(&request, &bars).map_err(|error| {
-        let is_missing = error.message().starts_with("TensorRT-RTX could not be opened");
-        match is_missing {
-            true => Failure::from(error)
+        let is_missing = error.message().starts_with(&format!("{TENSORRT} could not be opened"));
+        match (is_missing, FLAVOUR) {
+            (false, _) => error.into(),
+            (true, "rtx") => Failure::from(error)
                 .hint("install it with `scripts/setup --gpu`, or pass --tensorrt DIR"),
-            false => error.into(),
+            (true, _) => Failure::from(error).hint("pass its folder with --tensorrt DIR"),
         }
     })?;
     bars.say(&summary(&manifest, &arguments.out, started.elapsed().as_secs_f64()));

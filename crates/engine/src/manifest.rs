@@ -29,7 +29,7 @@ pub fn manifest_file(graph: &Path) -> PathBuf {
 pub struct EngineManifest {
     /// Version of this file's layout.
     pub layout: u32,
-    /// Which TensorRT: `rtx`.
+    /// Which TensorRT: `rtx`, or `enterprise`, that of data centres.
     pub flavour: String,
     /// The version that built it; the same reads it.
     pub tensorrt: String,
@@ -105,7 +105,9 @@ pub struct FileSize {
 /// What an engine shall run on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Machine {
-    /// The version of TensorRT-RTX.
+    /// Which TensorRT there is.
+    pub flavour: String,
+    /// Its version.
     pub tensorrt: String,
     /// The card's compute capability, such as `8.6`.
     pub compute_capability: String,
@@ -199,12 +201,15 @@ impl EngineManifest {
             let error = stale(graph, &what);
             Err(Error::new(Kind::Unsupported, error.message().to_owned()))
         };
-        if self.flavour != FLAVOUR {
-            return wrong(format!("is of the flavour {:?}, not {FLAVOUR}", self.flavour));
+        if self.flavour != machine.flavour {
+            return wrong(format!(
+                "is of the flavour {:?}, here is {}",
+                self.flavour, machine.flavour
+            ));
         }
         if self.tensorrt != machine.tensorrt {
             return wrong(format!(
-                "was built by TensorRT-RTX {}, here is {}",
+                "was built by TensorRT {}, here is {}",
                 self.tensorrt, machine.tensorrt
             ));
         }
@@ -218,9 +223,6 @@ impl EngineManifest {
         Ok(())
     }
 }
-
-/// The flavour that is built and read.
-pub const FLAVOUR: &str = "rtx";
 
 const REBUILD: &str = "build one with `imprompt build --device gpu`";
 
@@ -257,7 +259,7 @@ mod tests {
         };
         EngineManifest {
             layout: LAYOUT,
-            flavour: FLAVOUR.to_owned(),
+            flavour: "rtx".to_owned(),
             tensorrt: "1.7.1".to_owned(),
             compute_capabilities: vec!["7.5".to_owned(), "8.6".to_owned()],
             precision: "f16".to_owned(),
@@ -326,6 +328,7 @@ mod tests {
         let graph = folder.path().join("clip_image.onnx");
         let manifest = example(&graph);
         let machine = |tensorrt: &str, card: &str| Machine {
+            flavour: "rtx".to_owned(),
             tensorrt: tensorrt.to_owned(),
             compute_capability: card.to_owned(),
         };
@@ -338,10 +341,10 @@ mod tests {
             assert!(error.message().contains("imprompt build --device gpu"), "{error}");
         };
         let older = machine("1.6.0", "8.6");
-        refused(&manifest, older, "built by TensorRT-RTX 1.7.1, here is 1.6.0");
+        refused(&manifest, older, "built by TensorRT 1.7.1, here is 1.6.0");
         let hopper = machine("1.7.1", "9.0");
         refused(&manifest, hopper, "for compute capabilities 7.5, 8.6, this GPU has 9.0");
         let other = EngineManifest { flavour: "enterprise".to_owned(), ..manifest.clone() };
-        refused(&other, machine("1.7.1", "8.6"), "enterprise");
+        refused(&other, machine("1.7.1", "8.6"), "is of the flavour \"enterprise\", here is rtx");
     }
 }

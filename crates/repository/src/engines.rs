@@ -1,6 +1,6 @@
 //! `--device gpu`: beside every graph its form for a GPU, `NAME.gpu.onnx`, which ONNX Runtime's CUDA
-//! provider runs, and an engine of TensorRT-RTX that was built from it, `NAME.engine`, with its
-//! manifest `NAME.engine.json`. Building needs TensorRT's library and no GPU.
+//! provider runs, and an engine of TensorRT that was built from it, `NAME.engine`, with its
+//! manifest `NAME.engine.json`. Building needs TensorRT's library; TensorRT-RTX needs no GPU for it.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -21,7 +21,7 @@ use imprompt_stage::signature::MAX_BATCH_SIZE;
 use imprompt_tensorrt::{EngineOptions, LibrarySearch, Port, PortType, Range, TensorRt, Watch};
 use sha2::{Digest as _, Sha256};
 
-pub use imprompt_tensorrt::{COMPUTE_CAPABILITIES, ComputeCapability};
+pub use imprompt_tensorrt::{COMPUTE_CAPABILITIES, ComputeCapability, FLAVOUR, NAME as TENSORRT};
 
 use crate::files;
 use crate::progress::{Progress, Unit};
@@ -44,7 +44,7 @@ pub enum GpuEngine {
 pub struct GpuRequest {
     /// What shall run there.
     pub engine: GpuEngine,
-    /// The cards they shall run on; none: all that there are engines for.
+    /// The cards they shall run on; none: all that engines are built for here.
     pub compute_capabilities: Vec<ComputeCapability>,
     /// The folder of TensorRT's library; `None`: looked for.
     pub tensorrt: Option<PathBuf>,
@@ -56,7 +56,7 @@ impl GpuRequest {
         let is_bf16 = computes.contains(&Compute::Bf16);
         let mut all = self.compute_capabilities.clone();
         if all.is_empty() {
-            all = COMPUTE_CAPABILITIES.to_vec();
+            all = imprompt_tensorrt::usual_capabilities()?;
             all.retain(|capability| !is_bf16 || capability.has_bfloat16());
         }
         all.sort_unstable();
@@ -207,15 +207,19 @@ impl<'a> EngineBuilder<'a> {
         let own = std::env::current_exe().and_then(|path| path.canonicalize()).unwrap_or_default();
         let folders = own.ancestors().skip(1).take(2).map(Path::to_owned).collect();
         let search = LibrarySearch { folder: request.tensorrt.clone(), folders };
-        let capabilities = request.capabilities(computes)?;
         if request.engine == GpuEngine::Cuda {
-            let done = HashMap::new();
-            return Ok(EngineBuilder { library: None, capabilities, before, progress, done });
+            // Nothing is built for cards; what is named of them must still fit together.
+            if !request.compute_capabilities.is_empty() {
+                request.capabilities(computes)?;
+            }
+            let (library, capabilities, done) = (None, Vec::new(), HashMap::new());
+            return Ok(EngineBuilder { library, capabilities, before, progress, done });
         }
+        let capabilities = request.capabilities(computes)?;
         let library = TensorRt::open(&search)?;
         let shown: Vec<String> = capabilities.iter().map(ToString::to_string).collect();
         progress.say(&format!(
-            "building engines with TensorRT-RTX {} ({}) for compute capability {}",
+            "building engines with {TENSORRT} {} ({}) for compute capability {}",
             library.version(),
             library.place(),
             shown.join(", ")
@@ -298,7 +302,7 @@ impl<'a> EngineBuilder<'a> {
         });
         Ok(EngineManifest {
             layout: manifest::LAYOUT,
-            flavour: manifest::FLAVOUR.to_owned(),
+            flavour: FLAVOUR.to_owned(),
             tensorrt: library.version(),
             compute_capabilities: self.capabilities.iter().map(ToString::to_string).collect(),
             precision: compute.name().to_owned(),
@@ -382,6 +386,7 @@ mod tests {
     use super::*;
     use imprompt_graph::clip::IMAGE_GRAPH;
 
+    #[cfg(not(feature = "tensorrt-enterprise"))]
     #[test]
     fn bfloat16_needs_newer_cards() {
         let of = |names: &[&str]| GpuRequest {

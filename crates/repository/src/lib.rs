@@ -21,7 +21,9 @@ mod vocabulary;
 pub use build::{BuildRequest, build, check_architecture, check_target};
 pub use imprompt_engine::Gpu;
 
-pub use engines::{COMPUTE_CAPABILITIES, ComputeCapability, GpuEngine, GpuRequest};
+pub use engines::{
+    COMPUTE_CAPABILITIES, ComputeCapability, FLAVOUR, GpuEngine, GpuRequest, TENSORRT,
+};
 pub use imprompt_graph::family;
 pub use imprompt_graph::weights::WEIGHT_FILES;
 pub use in_process::InProcess;

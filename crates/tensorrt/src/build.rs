@@ -17,43 +17,21 @@ use trtx::{
 };
 
 use crate::TensorRt;
+use crate::flavour::{self, COMPUTE_CAPABILITIES};
 use crate::log::{Faults, logger};
 
 /// A card's compute capability, such as 8.6.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ComputeCapability {
-    major: u8,
-    minor: u8,
+    pub(crate) major: u8,
+    pub(crate) minor: u8,
 }
-
-/// Those that TensorRT-RTX builds for. Hopper (9.0) is not one of them.
-pub const COMPUTE_CAPABILITIES: [ComputeCapability; 6] = [
-    ComputeCapability { major: 7, minor: 5 },
-    ComputeCapability { major: 8, minor: 0 },
-    ComputeCapability { major: 8, minor: 6 },
-    ComputeCapability { major: 8, minor: 9 },
-    ComputeCapability { major: 12, minor: 0 },
-    ComputeCapability { major: 12, minor: 1 },
-];
 
 impl ComputeCapability {
     /// Whether its cards multiply bfloat16.
     #[must_use]
     pub fn has_bfloat16(self) -> bool {
         self.major >= 8
-    }
-
-    fn number(self) -> Option<trtx::ComputeCapability> {
-        use trtx::ComputeCapability as Known;
-        Some(match (self.major, self.minor) {
-            (7, 5) => Known::kSM75,
-            (8, 0) => Known::kSM80,
-            (8, 6) => Known::kSM86,
-            (8, 9) => Known::kSM89,
-            (12, 0) => Known::kSM120,
-            (12, 1) => Known::kSM121,
-            _ => return None,
-        })
     }
 }
 
@@ -276,14 +254,7 @@ fn build(graph: &Path, options: &EngineOptions, sender: Sender<Event>) -> Result
 
     let mut config = builder.create_config().map_err(failed)?;
     config.clear_flag(BuilderFlag::kTF32);
-    let count = i32::try_from(options.compute_capabilities.len()).unwrap_or(i32::MAX);
-    config.set_nb_compute_capabilities(count).map_err(failed)?;
-    for (index, capability) in (0..).zip(&options.compute_capabilities) {
-        let number = capability
-            .number()
-            .ok_or_else(|| Error::unsupported(format!("compute capability {capability}")))?;
-        config.set_compute_capability(number, index).map_err(failed)?;
-    }
+    flavour::target(&mut config, &options.compute_capabilities)?;
     for ranges in &options.profiles {
         let mut profile = builder.creata_optimization_profile().map_err(failed)?;
         for range in ranges {
@@ -340,15 +311,15 @@ mod tests {
 
     #[test]
     fn capabilities_are_read() {
-        let all: Vec<ComputeCapability> =
-            ["7.5", "8.0", "8.6", "8.9", "12.0", "12.1"].map(|text| text.parse().unwrap()).into();
+        let names: Vec<String> = COMPUTE_CAPABILITIES.iter().map(ToString::to_string).collect();
+        let all: Vec<ComputeCapability> = names.iter().map(|name| name.parse().unwrap()).collect();
         assert_eq!(all, COMPUTE_CAPABILITIES);
-        assert!(all.iter().all(|capability| capability.number().is_some()));
-        let with_bfloat16 = all.iter().filter(|capability| capability.has_bfloat16()).count();
-        assert_eq!(with_bfloat16, 5);
-        for text in ["9.0", "86", "8.60", ""] {
+        assert!(all.is_sorted());
+        let without_bfloat16: Vec<_> = all.iter().filter(|one| !one.has_bfloat16()).collect();
+        assert_eq!(without_bfloat16, [&"7.5".parse().unwrap()]);
+        for text in ["5.0", "86", "8.60", ""] {
             let error = text.parse::<ComputeCapability>().unwrap_err();
-            assert_eq!(error, "engines are built for 7.5, 8.0, 8.6, 8.9, 12.0, 12.1");
+            assert_eq!(error, format!("engines are built for {}", names.join(", ")));
         }
     }
 

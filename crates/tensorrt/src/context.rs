@@ -19,13 +19,12 @@ use imprompt_engine::{ElementType, Port};
 use imprompt_error::{Error, Kind, Result};
 use trtx::trtx_sys::Dims64;
 use trtx::{
-    CudaEngine, CudaGraphStrategy, DataType, DynamicShapesKernelSpecializationStrategy,
-    EngineInvalidityDiagnostics, EngineValidity, ExecutionContext,
-    ExecutionContextAllocationStrategy, Runtime, RuntimeCache, RuntimeConfig, TensorFormat,
-    TensorIOMode, TensorLocation,
+    CudaEngine, DataType, ExecutionContext, ExecutionContextAllocationStrategy, Runtime,
+    RuntimeConfig, TensorFormat, TensorIOMode, TensorLocation,
 };
 
 use crate::engine::Facts;
+use crate::flavour::{self, Kernels};
 use crate::log::{Faults, logger, told};
 
 /// What TensorRT wants addresses to be multiples of.
@@ -41,7 +40,7 @@ unsafe impl Send for Owned {}
 pub(crate) struct Loaded {
     // In the order they are dropped in.
     engine: Mutex<Owned>,
-    kernels: Arc<RuntimeCache>,
+    kernels: Kernels,
     _runtime: Mutex<Runtime<'static>>,
     /// Whether kernels were kept that are not for this card and this driver.
     has_stale_kernels: AtomicBool,
@@ -74,18 +73,17 @@ impl Loaded {
         let faults = Faults::of_this_thread();
         let failed = |error: trtx::Error| faults.error(Kind::Internal, "an engine", &error);
         let config = engine.0.create_runtime_config().map_err(failed)?;
-        let cache = config.create_runtime_cache().map_err(failed)?;
-        let taken = kernels.map(|kernels| cache.deserialize(kernels));
-        if let Some(Err(error)) = &taken {
+        let (kernels, taken) = Kernels::new(&config, kernels).map_err(failed)?;
+        if let Err(error) = &taken {
             // Of another card, driver or version: they are compiled anew.
             let words = faults.words(error, |_| true);
             tracing::debug!(target: "tensorrt", "kernels that were kept are not taken: {words}");
         }
         Ok(Loaded {
             engine: Mutex::new(engine),
-            kernels: Arc::new(cache),
+            kernels,
             _runtime: Mutex::new(runtime),
-            has_stale_kernels: AtomicBool::new(taken.is_some_and(|taken| taken.is_err())),
+            has_stale_kernels: AtomicBool::new(taken.is_err()),
             device: device.clone(),
         })
     }
@@ -96,10 +94,8 @@ impl Loaded {
     /// `Internal` with TensorRT's words.
     pub(crate) fn kernels(&self) -> Result<Vec<u8>> {
         let faults = Faults::of_this_thread();
-        let kernels = self.kernels.serialize();
-        let kernels = kernels
-            .map_err(|error| faults.error(Kind::Internal, "the kernels compiled so far", &error))?;
-        Ok(kernels.to_vec())
+        let kernels = self.kernels.to_bytes();
+        kernels.map_err(|error| faults.error(Kind::Internal, "the kernels compiled so far", &error))
     }
 
     /// Whether kernels were kept that are none for this card and this driver: told once.
@@ -171,7 +167,7 @@ fn deserialise(engine: &[u8]) -> Result<(Runtime<'static>, Owned)> {
         Err(error) => {
             // Asking for the reasons has words of its own.
             let words = faults.words(&error, |_| true);
-            let (kind, reasons) = reasons(runtime.engine_validity(engine).ok());
+            let (kind, reasons) = flavour::reasons(&runtime, engine);
             let what = match reasons.is_empty() {
                 true => "the engine is refused".to_owned(),
                 false => format!("the engine is refused ({})", reasons.join(", ")),
@@ -179,34 +175,6 @@ fn deserialise(engine: &[u8]) -> Result<(Runtime<'static>, Owned)> {
             Err(told(kind, &what, &words))
         }
     }
-}
-
-/// What TensorRT's reasons mean, and what kind of error they are together. None where the bytes are
-/// too few for a header.
-fn reasons(
-    found: Option<(EngineValidity, EngineInvalidityDiagnostics)>,
-) -> (Kind, Vec<&'static str>) {
-    use EngineInvalidityDiagnostics as Why;
-    let (validity, why) = found.unwrap_or((EngineValidity::kINVALID, Why::MALFORMED_ENGINE));
-    let all = [
-        (Why::INSUFFICIENT_GPU_MEMORY, Kind::OutOfMemory, "the GPU's memory does not hold it"),
-        (Why::UNSUPPORTED_CC, Kind::Unsupported, "TensorRT-RTX does not support this GPU"),
-        (Why::VERSION_MISMATCH, Kind::Unsupported, "it is of another version of TensorRT-RTX"),
-        (Why::OLD_CUDA_DRIVER, Kind::Unsupported, "the driver is too old for it"),
-        (Why::OLD_CUDA_RUNTIME, Kind::Unsupported, "CUDA's runtime is too old for it"),
-        (Why::CUDA_ERROR, Kind::Unsupported, "CUDA does not answer"),
-        (Why::MALFORMED_ENGINE, Kind::BadModel, "it is no engine"),
-    ];
-    let given = || all.iter().filter(|(flag, ..)| why.contains(*flag));
-    let kind = given().next().map_or_else(
-        || match validity {
-            EngineValidity::kINVALID => Kind::Unsupported,
-            // The header is right, what follows is not.
-            _ => Kind::BadModel,
-        },
-        |(_, kind, _)| *kind,
-    );
-    (kind, given().map(|(_, _, words)| *words).collect())
 }
 
 fn data_type_of(element_type: ElementType) -> Option<DataType> {
@@ -307,16 +275,7 @@ impl Context {
                 ExecutionContextAllocationStrategy::kON_PROFILE_CHANGE,
             );
         }
-        use DynamicShapesKernelSpecializationStrategy as Specialisation;
-        config.set_dynamic_shapes_kernel_specialization_strategy(match habit.specialises {
-            true => Specialisation::kLAZY,
-            false => Specialisation::kNONE,
-        });
-        if habit.records {
-            let strategy = CudaGraphStrategy::kWHOLE_GRAPH_CAPTURE;
-            config.set_cuda_graph_strategy(strategy).map_err(failed)?;
-        }
-        config.set_runtime_cache(engine.kernels.clone()).map_err(failed)?;
+        flavour::configure(&mut config, habit, &engine.kernels).map_err(failed)?;
         let config = Rc::new(config);
         let inner =
             locked.0.create_execution_context_with_config(config.clone()).map_err(failed)?;
@@ -471,19 +430,7 @@ mod tests {
         assert_eq!(bytes(&[usize::MAX], ElementType::F16), None);
     }
 
-    #[test]
-    fn reasons_have_words_and_a_kind() {
-        use EngineInvalidityDiagnostics as Why;
-        let of = |why| reasons(Some((EngineValidity::kINVALID, why)));
-        assert_eq!(of(Why::empty()), (Kind::Unsupported, Vec::new()));
-        assert_eq!(reasons(Some((EngineValidity::kVALID, Why::empty()))).0, Kind::BadModel);
-        let (kind, words) = of(Why::UNSUPPORTED_CC | Why::MALFORMED_ENGINE);
-        assert_eq!(kind, Kind::Unsupported);
-        assert_eq!(words, ["TensorRT-RTX does not support this GPU", "it is no engine"]);
-        assert_eq!(of(Why::INSUFFICIENT_GPU_MEMORY).0, Kind::OutOfMemory);
-        assert_eq!(reasons(None), (Kind::BadModel, vec!["it is no engine"]));
-    }
-
+    #[cfg(not(feature = "enterprise"))]
     #[test]
     fn what_is_no_engine_is_refused_in_tensorrts_words() {
         crate::TensorRt::open(&crate::LibrarySearch::default()).unwrap();
@@ -494,6 +441,7 @@ mod tests {
         assert!(deserialise(b"cut").is_err());
     }
 
+    #[cfg(not(feature = "enterprise"))]
     #[test]
     fn an_engine_is_refused_where_it_does_not_run() {
         use imprompt_graph::builder::{GraphBuilder, Type};
@@ -513,7 +461,7 @@ mod tests {
         let path = folder.path().join("doubled.onnx");
         std::fs::write(&path, graph.finish().bytes).unwrap();
         let options = crate::EngineOptions {
-            compute_capabilities: crate::COMPUTE_CAPABILITIES.to_vec(),
+            compute_capabilities: crate::usual_capabilities().unwrap(),
             profiles: Vec::new(),
         };
         let built = library.build(&path, &options, &Nobody).unwrap();

@@ -7,15 +7,10 @@ use std::sync::OnceLock;
 use imprompt_error::{Error, Result};
 use libloading::Library;
 
+use crate::flavour::{NAME, NAMES, Names};
+
 /// The variable that names the folder of the library.
 pub const LIBRARY_VARIABLE: &str = "IMPROMPT_TENSORRT";
-
-/// What the files are called, but for a version behind.
-const RUNTIME: &str = "libtensorrt_rtx.so";
-const PARSER: &str = "libtensorrt_onnxparser_rtx.so";
-
-/// The versions whose interface is known: this one, and later ones of its major version.
-const KNOWN: (i32, i32) = (1, 7);
 
 /// Where to look for the library.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -27,7 +22,7 @@ pub struct LibrarySearch {
     pub folders: Vec<PathBuf>,
 }
 
-/// TensorRT-RTX with its ONNX parser, open. There is one in a process.
+/// TensorRT with its ONNX parser, open. There is one in a process.
 #[derive(Debug)]
 pub struct TensorRt {
     folder: String,
@@ -65,6 +60,7 @@ impl TensorRt {
 }
 
 fn open(search: &LibrarySearch) -> Result<TensorRt> {
+    let Names { runtime: runtime_name, parser: parser_name, known } = NAMES;
     let variable = || std::env::var_os(LIBRARY_VARIABLE).filter(|value| !value.is_empty());
     let named = search.folder.clone().or_else(|| variable().map(PathBuf::from));
     let candidates: Vec<[PathBuf; 2]> = match &named {
@@ -79,14 +75,14 @@ fn open(search: &LibrarySearch) -> Result<TensorRt> {
         match version_of(&runtime) {
             Ok((library, version)) => {
                 let (major, minor, _) = version;
-                if major != KNOWN.0 || minor < KNOWN.1 {
+                if major != known.0 || minor < known.1 {
                     return Err(Error::unsupported(format!(
-                        "{} is TensorRT-RTX {major}.{minor}; versions from {}.{} on, below {}, \
+                        "{} is {NAME} {major}.{minor}; versions from {}.{} on, below {}, \
                          are known here",
                         runtime.display(),
-                        KNOWN.0,
-                        KNOWN.1,
-                        KNOWN.0 + 1
+                        known.0,
+                        known.1,
+                        known.0 + 1
                     )));
                 }
                 hand_over(&runtime, &parser)?;
@@ -98,14 +94,14 @@ fn open(search: &LibrarySearch) -> Result<TensorRt> {
         }
     }
     if let Some(folder) = named.filter(|_| tried.is_empty()) {
-        tried.push(format!("{} (no {RUNTIME}* and {PARSER}* there)", folder.display()));
+        tried.push(format!("{} (no {runtime_name}* and {parser_name}* there)", folder.display()));
     }
     Err(Error::not_found(format!(
-        "TensorRT-RTX could not be opened; tried {}; set {LIBRARY_VARIABLE} to the folder of \
-         {RUNTIME}.{}.{} or later and its ONNX parser",
+        "{NAME} could not be opened; tried {}; set {LIBRARY_VARIABLE} to the folder of \
+         {runtime_name}.{}.{} or later and its ONNX parser",
         tried.join(", "),
-        KNOWN.0,
-        KNOWN.1,
+        known.0,
+        known.1,
     )))
 }
 
@@ -122,13 +118,14 @@ fn in_folder(folder: &Path) -> Option<[PathBuf; 2]> {
         let name = names.iter().filter(is_it).max()?;
         std::path::absolute(folder.join(name)).ok()
     };
-    Some([find(RUNTIME)?, find(PARSER)?])
+    Some([find(NAMES.runtime)?, find(NAMES.parser)?])
 }
 
 /// What the system's loader is asked for.
 fn loader_names() -> [[PathBuf; 2]; 2] {
-    let versioned = |name: &str| PathBuf::from(format!("{name}.{}", KNOWN.0));
-    [[versioned(RUNTIME), versioned(PARSER)], [PathBuf::from(RUNTIME), PathBuf::from(PARSER)]]
+    let Names { runtime, parser, known } = NAMES;
+    let versioned = |name: &str| PathBuf::from(format!("{name}.{}", known.0));
+    [[versioned(runtime), versioned(parser)], [PathBuf::from(runtime), PathBuf::from(parser)]]
 }
 
 /// The library `path`, and its version.
@@ -165,17 +162,22 @@ fn hand_over(runtime: &Path, parser: &Path) -> Result<()> {
 mod tests {
     use super::*;
 
+    /// A file of that name in the folder.
+    fn touch(folder: &Path, name: &str, version: &str) {
+        std::fs::write(folder.join(format!("{name}{version}")), "no library").unwrap();
+    }
+
     #[test]
     fn both_libraries_are_looked_for() {
         let folder = tempfile::tempdir().unwrap();
-        let touch = |name: &str| std::fs::write(folder.path().join(name), "").unwrap();
-        touch("libtensorrt_rtx.so.1.7.1");
-        touch("libtensorrt_rtx.sources");
+        let Names { runtime, parser, .. } = NAMES;
+        touch(folder.path(), runtime, ".1.7.1");
+        touch(folder.path(), runtime.trim_end_matches(".so"), ".sources");
         assert_eq!(in_folder(folder.path()), None);
-        touch("libtensorrt_onnxparser_rtx.so.1.7.1");
-        let [runtime, parser] = in_folder(folder.path()).unwrap();
-        assert!(runtime.ends_with("libtensorrt_rtx.so.1.7.1"), "{runtime:?}");
-        assert!(parser.ends_with("libtensorrt_onnxparser_rtx.so.1.7.1"), "{parser:?}");
+        touch(folder.path(), parser, ".1.7.1");
+        let [found, beside] = in_folder(folder.path()).unwrap();
+        assert!(found.ends_with(format!("{runtime}.1.7.1")), "{found:?}");
+        assert!(beside.ends_with(format!("{parser}.1.7.1")), "{beside:?}");
         assert_eq!(in_folder(&folder.path().join("nowhere")), None);
     }
 
@@ -184,13 +186,13 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let search =
             |folder: &Path| LibrarySearch { folder: Some(folder.to_owned()), folders: Vec::new() };
+        let Names { runtime, parser, .. } = NAMES;
         let error = open(&search(folder.path())).unwrap_err();
-        assert!(error.message().contains("no libtensorrt_rtx.so*"), "{error}");
-        for name in ["libtensorrt_rtx.so.1", "libtensorrt_onnxparser_rtx.so.1"] {
-            std::fs::write(folder.path().join(name), "no library").unwrap();
-        }
+        assert!(error.message().contains(&format!("no {runtime}*")), "{error}");
+        touch(folder.path(), runtime, ".1");
+        touch(folder.path(), parser, ".1");
         let error = open(&search(folder.path())).unwrap_err();
-        assert!(error.message().contains("libtensorrt_rtx.so.1 ("), "{error}");
+        assert!(error.message().contains(&format!("{runtime}.1 (")), "{error}");
         assert!(error.message().contains(LIBRARY_VARIABLE), "{error}");
         assert!(version_of(Path::new("libm.so.6")).unwrap_err().contains("not TensorRT"));
     }

@@ -11,6 +11,7 @@ use imprompt_error::{Error, Result};
 
 use crate::context::{Context, Habit, Loaded};
 use crate::engine::{Facts, TensorRtEngine};
+use crate::flavour::{FLAVOUR, NAME};
 use crate::profile::has_few_shapes;
 use crate::{TensorRt, kernels};
 
@@ -31,6 +32,7 @@ impl TensorRt {
     pub fn on_gpu(&'static self, ordinal: usize) -> Result<TensorRtRuntime> {
         let device = Device::open(ordinal)?;
         let machine = Machine {
+            flavour: FLAVOUR.to_owned(),
             tensorrt: self.version(),
             compute_capability: device.compute_capability().to_string(),
         };
@@ -97,7 +99,7 @@ impl Runtime for TensorRtRuntime {
     fn description(&self) -> String {
         let device = self.stream.device();
         format!(
-            "TensorRT-RTX {} ({}) on GPU {}, {} (compute capability {})",
+            "{NAME} {} ({}) on GPU {}, {} (compute capability {})",
             self.library.version(),
             self.library.place(),
             device.ordinal(),
@@ -175,11 +177,12 @@ impl<T> Shared<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use imprompt_engine::manifest::{FLAVOUR, FileDigest, InputRange, LAYOUT};
+    use imprompt_engine::manifest::{FileDigest, InputRange, LAYOUT};
     use imprompt_error::Kind;
 
     fn machine() -> Machine {
-        Machine { tensorrt: "1.7.1".to_owned(), compute_capability: "8.6".to_owned() }
+        let (flavour, tensorrt) = (FLAVOUR.to_owned(), "1.7.1".to_owned());
+        Machine { flavour, tensorrt, compute_capability: "8.6".to_owned() }
     }
 
     fn range(input: &str, least: &[usize], most: &[usize]) -> InputRange {
@@ -233,7 +236,7 @@ mod tests {
         let manifest = example(&graph);
         assert_eq!(admit(&graph, &machine()).unwrap(), manifest);
         let other = Machine { tensorrt: "1.8.0".to_owned(), ..machine() };
-        refused(&other, Kind::Unsupported, "built by TensorRT-RTX 1.7.1, here is 1.8.0");
+        refused(&other, Kind::Unsupported, "built by TensorRT 1.7.1, here is 1.8.0");
         let hopper = Machine { compute_capability: "9.0".to_owned(), ..machine() };
         refused(&hopper, Kind::Unsupported, "for compute capabilities 8.6, this GPU has 9.0");
         std::fs::write(manifest::engine_file(&graph), "cut").unwrap();
@@ -295,6 +298,7 @@ mod tests {
         assert_eq!(shared.0.lock().unwrap().as_ref().unwrap().len(), 1);
     }
 
+    #[cfg(not(feature = "enterprise"))]
     #[test]
     fn without_a_driver_it_is_said() {
         let library = TensorRt::open(&crate::LibrarySearch::default()).unwrap();
