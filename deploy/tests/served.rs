@@ -47,6 +47,17 @@ fn get(port: u16, path: &str) -> Option<(u16, String)> {
 }
 
 impl Server {
+    /// One that is started, by its probe, with all its ports open.
+    fn started(container: &Value) -> Self {
+        for _ in 0..5 {
+            let mut server = Self::start(container);
+            if server.wait(container) {
+                return server;
+            }
+        }
+        panic!("five times a port was taken that had been free");
+    }
+
     /// With the arguments of a container; models, backend and ports are those of this machine.
     fn start(container: &Value) -> Self {
         let folder = tempfile::tempdir().unwrap();
@@ -110,13 +121,23 @@ impl Server {
         get(port, asked["path"].as_str().unwrap()).map(|(status, _)| status)
     }
 
-    fn wait(&mut self, container: &Value) {
+    /// Waits until it is started; false where somebody else took one of its ports before it did.
+    fn wait(&mut self, container: &Value) -> bool {
         let started = Instant::now();
-        while self.probe(container, &container["startupProbe"]) != Some(200) {
-            assert!(self.child.try_wait().unwrap().is_none(), "it ended:\n{}", self.log());
+        // The port of the metrics is the last one that it opens.
+        let is_open = |port: u16| TcpStream::connect(("127.0.0.1", port)).is_ok();
+        while self.probe(container, &container["startupProbe"]) != Some(200)
+            || !self.ports.iter().all(|(_, port)| is_open(*port))
+        {
+            if self.child.try_wait().unwrap().is_some() {
+                let log = self.log();
+                assert!(log.contains("already in use"), "it ended:\n{log}");
+                return false;
+            }
             assert!(started.elapsed() < START, "it does not start:\n{}", self.log());
             std::thread::sleep(Duration::from_millis(50));
         }
+        true
     }
 
     /// As Kubernetes ends it.
@@ -143,8 +164,7 @@ fn servers_answer_their_probes() {
     let mut seen = 0;
     for (file, manifest) in manifests() {
         for container in servers(&manifest) {
-            let mut server = Server::start(container);
-            server.wait(container);
+            let server = Server::started(container);
             for probe in ["livenessProbe", "readinessProbe"] {
                 let status = server.probe(container, &container[probe]);
                 assert_eq!(status, Some(200), "{}: {probe}", file.display());
@@ -170,22 +190,13 @@ fn the_service_is_ready_and_measured_as_it_says() {
     let runtime = &documents(&read(&here("kserve/runtime.yaml")))[0];
     let service = &documents(&read(&here("kserve/inferenceservice.yaml")))[0];
     let container = servers(runtime)[0];
-    let mut server = Server::start(container);
-    server.wait(container);
+    let server = Server::started(container);
     let model = &service["spec"]["predictor"]["model"];
     assert_eq!(server.probe(container, &model["readinessProbe"]), Some(200));
     let annotations = &runtime["spec"]["annotations"];
     let port: u16 = annotations["prometheus.kserve.io/port"].as_str().unwrap().parse().unwrap();
     let path = annotations["prometheus.kserve.io/path"].as_str().unwrap();
-    // Triton opens this port after the one that answers probes.
-    let started = Instant::now();
-    let (status, metrics) = loop {
-        match get(server.port(container, &port.into()), path) {
-            Some(answer) => break answer,
-            None => assert!(started.elapsed() < START, "no metrics:\n{}", server.log()),
-        }
-        std::thread::sleep(Duration::from_millis(50));
-    };
+    let (status, metrics) = get(server.port(container, &port.into()), path).unwrap();
     assert_eq!(status, 200);
     // The metrics that autoscalers ask for, and where a ServiceMonitor looks for them.
     let mut seen = 0;
