@@ -270,6 +270,10 @@ def precisions(*wanted):
     return ["f32", *(precision for precision in wanted if precision in told)]
 
 
+# The demo models, as `repository` takes them.
+DEMO = {"clip": ROOT / "models/demo-clip", "captioner": ROOT / "models/demo-blip2", "vocabulary": ROOT / "models/demo-vocabulary"}
+
+
 def repository(bench, name, precision="f32", clip=None, captioner=None, vocabulary=None, parts=()):
     """A built repository, `precision` of all parts or of some. Label embeddings that are still right are kept from the
     last time."""

@@ -129,10 +129,9 @@ def precision(bench):
     kinds = precisions("int8", "int4")
     if len(kinds) < 3:
         raise Failed(f"`imprompt build` has the precisions {', '.join(kinds)} alone")
-    demo = {"clip": ROOT / "models/demo-clip", "captioner": ROOT / "models/demo-blip2", "vocabulary": ROOT / "models/demo-vocabulary"}
-    repositories = {kind: repository(bench, "demo", kind, **demo) for kind in kinds}
+    repositories = {kind: repository(bench, "demo", kind, **common.DEMO) for kind in kinds}
     # With int4 CLIP is int8 too.
-    towers = {"int8": repository(bench, "demo-clip", "int8", **demo, parts=("clip_image", "clip_text"))}
+    towers = {"int8": repository(bench, "demo-clip", "int8", **common.DEMO, parts=("clip_image", "clip_text"))}
     labels = [line for table in ("flavors", "mediums", "movements", "negative")
               for line in (demo["vocabulary"] / f"{table}.txt").read_text().splitlines()]
     labels = [label for label in labels if label and not label.startswith("-")]  # "-1" is a flag to a command

@@ -119,8 +119,7 @@ def perf_analyzer(server, concurrencies, seconds):
 
 def serving(bench):
     """zero_shot of the demo models with 10 labels: Triton with our backend, and with the same in its Python backend."""
-    repository = common.repository(bench, "demo", clip=ROOT / "models/demo-clip", captioner=ROOT / "models/demo-blip2",
-                                   vocabulary=ROOT / "models/demo-vocabulary")
+    repository = common.repository(bench, "demo", **common.DEMO)
     concurrencies = (1, 8) if bench.quick else (1, 2, 4, 8, 16, 32, 64)
     seconds = 2 if bench.quick else 3
     found = {"f32": [], "stock": []}

@@ -3,7 +3,7 @@ import re
 import shutil
 
 import bench as common
-from bench import CACHE, CORES, ROOT, Failed
+from bench import CACHE, CORES, Failed
 from sections import clips
 from serving import ours, perf_analyzer
 
@@ -61,8 +61,7 @@ def variant(repository, changes):
 
 def settings(bench):
     """zero_shot with 10 labels through the server, by instances, threads and batch delays: the defaults are those of `imprompt build`."""
-    demo = common.repository(bench, "demo", clip=ROOT / "models/demo-clip", captioner=ROOT / "models/demo-blip2",
-                             vocabulary=ROOT / "models/demo-vocabulary")
+    demo = common.repository(bench, "demo", **common.DEMO)
     measured = {"demo models": (demo, (1, 2, 8))}
     for name, folder in clips(bench):
         if name == "clip-vit-b-32":

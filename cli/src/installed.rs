@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use imprompt_repository::FLAVOUR;
+use imprompt_repository::TENSORRT_FOLDER;
 
 use crate::talk::{Failure, Result};
 
@@ -92,15 +92,13 @@ pub fn onnxruntime(named: Option<&Path>, on_gpu: bool) -> Result<Option<PathBuf>
     }
 }
 
-/// The folder of TensorRT: that named, else where the project's scripts install TensorRT-RTX; `None` leaves
+/// The folder of TensorRT: that named, else where the project's scripts install it; `None` leaves
 /// the search to who opens it.
 pub fn tensorrt(named: Option<&Path>) -> Option<PathBuf> {
-    let is_installed = FLAVOUR == "rtx";
-    if named.is_some() || variable("IMPROMPT_TENSORRT").is_some() || !is_installed {
+    if named.is_some() || variable("IMPROMPT_TENSORRT").is_some() {
         return named.map(Path::to_owned);
     }
-    let mut places =
-        homes().into_iter().map(|home| home.join("tensorrt-rtx/onnxruntime_ep_nv_tensorrt_rtx"));
+    let mut places = homes().into_iter().filter_map(|home| Some(home.join(TENSORRT_FOLDER?)));
     places.find(|folder| folder.is_dir())
 }
 

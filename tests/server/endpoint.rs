@@ -191,10 +191,11 @@ impl Endpoint {
     /// is then said to be unknown may be read from that map too: bytes that are no name were seen.
     /// A package that is gone is another matter: the front end says 404, or the answer stays.
     pub fn infer_beside_loads(&self, model: &Unpacked, request: &InferRequest) -> InferResponse {
+        let lost = format!("Identifier of model '{}' is not found in global map", model.target());
+        let lost = json!({"error": lost}).to_string();
         let is_unknown = |answer: &Result<InferResponse, (u16, String)>| match answer {
             Err((400, said)) => {
-                said.starts_with("{\"error\":\"Request for unknown model: '")
-                    || said.ends_with("' is not found in global map\"}")
+                *said == lost || said.starts_with("{\"error\":\"Request for unknown model: '")
             }
             _ => false,
         };

@@ -5,8 +5,8 @@ use std::time::Instant;
 
 use imprompt_repository::family::Role;
 use imprompt_repository::{
-    Bits, BuildRequest, FLAVOUR, GpuEngine, GpuRequest, Manifest, ModelFolder, Precision,
-    Progress as _, TENSORRT,
+    Bits, BuildRequest, GpuEngine, GpuRequest, Manifest, ModelFolder, Precision, Progress as _,
+    TENSORRT, TENSORRT_FOLDER,
 };
 
 use crate::arguments::{Build, BuildEngine, Device};
@@ -54,11 +54,11 @@ pub fn run(arguments: &Build) -> Result<()> {
     };
     let manifest = imprompt_repository::build(&request, &bars).map_err(|error| {
         let is_missing = error.message().starts_with(&format!("{TENSORRT} could not be opened"));
-        match (is_missing, FLAVOUR) {
+        match (is_missing, TENSORRT_FOLDER) {
             (false, _) => error.into(),
-            (true, "rtx") => Failure::from(error)
+            (true, Some(_)) => Failure::from(error)
                 .hint("install it with `scripts/setup --gpu`, or pass --tensorrt DIR"),
-            (true, _) => Failure::from(error).hint("pass its folder with --tensorrt DIR"),
+            (true, None) => Failure::from(error).hint("pass its folder with --tensorrt DIR"),
         }
     })?;
     bars.say(&summary(&manifest, &arguments.out, started.elapsed().as_secs_f64()));

@@ -91,8 +91,8 @@ pub fn encoded_similarities<E: PromptEncoder + ?Sized>(
     texts: &[&str],
     cancel: &dyn Cancellation,
 ) -> Result<Vec<f32>> {
-    let embeds = encoder.encode(texts, cancel)?;
     let dimension = encoder.dimension();
+    let embeds = encoder.encode(texts, cancel)?;
     if dimension == 0 || embeds.len() != texts.len() * dimension {
         return Err(Error::internal(format!(
             "the text encoder gave {} values for {} texts of {dimension} values each",

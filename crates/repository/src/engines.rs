@@ -21,7 +21,10 @@ use imprompt_stage::signature::MAX_BATCH_SIZE;
 use imprompt_tensorrt::{EngineOptions, LibrarySearch, Port, PortType, Range, TensorRt, Watch};
 use sha2::{Digest as _, Sha256};
 
-pub use imprompt_tensorrt::{COMPUTE_CAPABILITIES, ComputeCapability, FLAVOUR, NAME as TENSORRT};
+use imprompt_tensorrt::FLAVOUR;
+pub use imprompt_tensorrt::{
+    COMPUTE_CAPABILITIES, ComputeCapability, NAME as TENSORRT, SETUP_FOLDER as TENSORRT_FOLDER,
+};
 
 use crate::files;
 use crate::progress::{Progress, Unit};

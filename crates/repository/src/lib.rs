@@ -22,7 +22,7 @@ pub use build::{BuildRequest, build, check_architecture, check_target};
 pub use imprompt_engine::Gpu;
 
 pub use engines::{
-    COMPUTE_CAPABILITIES, ComputeCapability, FLAVOUR, GpuEngine, GpuRequest, TENSORRT,
+    COMPUTE_CAPABILITIES, ComputeCapability, GpuEngine, GpuRequest, TENSORRT, TENSORRT_FOLDER,
 };
 pub use imprompt_graph::family;
 pub use imprompt_graph::weights::WEIGHT_FILES;

@@ -2,7 +2,7 @@
 //! `caption_decoder` is what is left of it behind a `caption_vision`.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use imprompt_caption::{
     CaptionRequest, Captioner, CaptionerOptions, GenerationOptions, SharedCaptioner, Tell, Told,
@@ -17,6 +17,7 @@ use crate::deadline::Deadline;
 use crate::engine;
 use crate::generation::Asked;
 use crate::modes::mode;
+use crate::placement;
 use crate::signature::MAX_BATCH_SIZE;
 use crate::slots::Slots;
 use crate::{
@@ -74,8 +75,7 @@ pub(crate) struct CaptionerModel {
     shared: Arc<Shared>,
     signature: Signature,
     slots: Arc<Slots>,
-    /// What the instances of each placement share, opened by the first that needs it.
-    captioners: Mutex<Vec<(Placement, Arc<SharedCaptioner>)>>,
+    captioners: placement::Shared<Arc<SharedCaptioner>>,
 }
 
 impl CaptionerModel {
@@ -126,7 +126,7 @@ impl CaptionerModel {
             shared: Arc::new(shared),
             signature,
             slots: Arc::default(),
-            captioners: Mutex::default(),
+            captioners: placement::Shared::default(),
         })
     }
 }
@@ -148,20 +148,12 @@ impl StageModel for CaptionerModel {
 impl CaptionerModel {
     /// [`StageModel::instance`], for a stage that has a captioner of its own.
     pub(crate) fn stage(&self, placement: Placement) -> Result<CaptionerStage> {
-        // Others wait while it is opened. Nothing is half done where that fails.
-        let mut captioners = self.captioners.lock().unwrap_or_else(PoisonError::into_inner);
-        let captioner = match captioners.iter().find(|(placed, _)| *placed == placement) {
-            Some((_, captioner)) => captioner.clone(),
-            None => {
-                let shared = self.shared.clone();
-                let most = shared.parameters.max_waiting_captions;
-                let open = move || shared.open(placement);
-                let opened = SharedCaptioner::open(open, most, self.slots.clone())?;
-                let opened = Arc::new(opened);
-                captioners.push((placement, opened.clone()));
-                opened
-            }
-        };
+        let captioner = self.captioners.get(placement, || {
+            let shared = self.shared.clone();
+            let most = shared.parameters.max_waiting_captions;
+            let open = move || shared.open(placement);
+            SharedCaptioner::open(open, most, self.slots.clone()).map(Arc::new)
+        })?;
         Ok(CaptionerStage { shared: self.shared.clone(), captioner })
     }
 }

@@ -1,5 +1,7 @@
 //! On what an instance of a stage computes.
 
+use std::sync::{Mutex, PoisonError};
+
 use imprompt_error::{Error, Result};
 
 /// Where the engines of an instance run.
@@ -10,6 +12,32 @@ pub enum Placement {
     Cpu,
     /// On the GPU of this number, in the driver's order.
     Gpu(usize),
+}
+
+/// What the instances of a stage share, by where they run: opened by the first that needs it.
+pub(crate) struct Shared<T>(Mutex<Vec<(Placement, T)>>);
+
+impl<T> Default for Shared<T> {
+    fn default() -> Self {
+        Shared(Mutex::default())
+    }
+}
+
+impl<T: Clone> Shared<T> {
+    /// That of `placement`, by `open` where nobody has asked yet. Others wait while it is opened; nothing is half
+    /// done where that fails.
+    ///
+    /// # Errors
+    /// Those of `open`.
+    pub(crate) fn get(&self, placement: Placement, open: impl FnOnce() -> Result<T>) -> Result<T> {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, shared)) = all.iter().find(|(placed, _)| *placed == placement) {
+            return Ok(shared.clone());
+        }
+        let opened = open()?;
+        all.push((placement, opened.clone()));
+        Ok(opened)
+    }
 }
 
 /// What runs the graphs on a GPU.
@@ -39,5 +67,21 @@ impl GpuEngine {
                 "config.pbtxt: parameter `gpu_engine`: auto, tensorrt or cuda",
             )),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_shared_is_opened_once_a_placement() {
+        let shared = Shared::default();
+        let never = || panic!("opened again");
+        assert!(shared.get(Placement::Cpu, || Err(Error::internal("no"))).is_err());
+        assert_eq!(shared.get(Placement::Cpu, || Ok(1)).unwrap(), 1);
+        assert_eq!(shared.get(Placement::Gpu(0), || Ok(2)).unwrap(), 2);
+        assert_eq!(shared.get(Placement::Cpu, never).unwrap(), 1);
+        assert_eq!(shared.get(Placement::Gpu(0), never).unwrap(), 2);
     }
 }

@@ -4,7 +4,7 @@
 //! another one does in many runs.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use imprompt_clip::{TextEncoder, TextOptions, TextTower};
 use imprompt_engine::{EngineOptions, Runtime};
@@ -17,6 +17,7 @@ pub use crate::tokenizer::check_tokenizer;
 pub use imprompt_text::Cleaning;
 
 use crate::on_gpu::{GpuRanker, GpuTables};
+use crate::placement::Shared;
 use crate::tokenizer::TextTokenizer;
 use crate::{Parameters, Placement, engine, files};
 
@@ -35,8 +36,7 @@ pub struct TextModel {
     parameters: Parameters,
     /// The file of the same tower in 8 bits.
     screen: Option<PathBuf>,
-    /// Those of each placement, opened by the first instance that needs them.
-    towers: Mutex<Vec<(Placement, Towers)>>,
+    towers: Shared<Towers>,
 }
 
 /// What instances of one placement share.
@@ -67,7 +67,7 @@ impl TextModel {
             tokenizer: Arc::new(tokenizer),
             parameters: parameters.clone(),
             screen: None,
-            towers: Mutex::default(),
+            towers: Shared::default(),
         })
     }
 
@@ -129,19 +129,14 @@ impl TextModel {
     }
 
     fn towers(&self, placement: Placement) -> Result<Towers> {
-        // Others wait while they are opened. Nothing is half done where that fails.
-        let mut towers = self.towers.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, towers)) = towers.iter().find(|(placed, _)| *placed == placement) {
-            return Ok(towers.clone());
-        }
-        let runtime = engine::runtime(&self.parameters, placement, &self.folder)?;
-        let open = |path: &Path| self.open_graph(&*runtime, placement, path).map(Arc::new);
-        let tower = open(&self.folder.join(TEXT_GRAPH))?;
-        let screen = self.screen.as_deref().filter(|_| placement == Placement::Cpu);
-        let screen = screen.map(open).transpose()?;
-        let opened = Towers { runtime, tower, screen };
-        towers.push((placement, opened.clone()));
-        Ok(opened)
+        self.towers.get(placement, || {
+            let runtime = engine::runtime(&self.parameters, placement, &self.folder)?;
+            let open = |path: &Path| self.open_graph(&*runtime, placement, path).map(Arc::new);
+            let tower = open(&self.folder.join(TEXT_GRAPH))?;
+            let screen = self.screen.as_deref().filter(|_| placement == Placement::Cpu);
+            let screen = screen.map(open).transpose()?;
+            Ok(Towers { runtime, tower, screen })
+        })
     }
 
     fn open_graph(

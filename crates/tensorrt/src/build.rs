@@ -28,6 +28,10 @@ pub struct ComputeCapability {
 }
 
 impl ComputeCapability {
+    pub(crate) const fn new(major: u8, minor: u8) -> Self {
+        ComputeCapability { major, minor }
+    }
+
     /// Whether its cards multiply bfloat16.
     #[must_use]
     pub fn has_bfloat16(self) -> bool {

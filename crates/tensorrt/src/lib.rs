@@ -21,6 +21,6 @@ mod profile;
 mod runtime;
 
 pub use build::{Built, ComputeCapability, EngineOptions, Port, PortType, Range, Watch};
-pub use flavour::{COMPUTE_CAPABILITIES, FLAVOUR, NAME, usual_capabilities};
+pub use flavour::{COMPUTE_CAPABILITIES, FLAVOUR, NAME, SETUP_FOLDER, usual_capabilities};
 pub use library::{LIBRARY_VARIABLE, LibrarySearch, TensorRt};
 pub use runtime::TensorRtRuntime;

@@ -13,19 +13,21 @@ use crate::context::Habit;
 pub const NAME: &str = "TensorRT";
 /// What manifests call it.
 pub const FLAVOUR: &str = "enterprise";
+/// The project's scripts install none.
+pub const SETUP_FOLDER: Option<&str> = None;
 
 pub(crate) const NAMES: Names =
     Names { runtime: "libnvinfer.so", parser: "libnvonnxparser.so", known: (11, 4) };
 
 /// The cards that may be named. An engine is built for the one at hand.
 pub const COMPUTE_CAPABILITIES: &[ComputeCapability] = &[
-    ComputeCapability { major: 7, minor: 5 },
-    ComputeCapability { major: 8, minor: 0 },
-    ComputeCapability { major: 8, minor: 6 },
-    ComputeCapability { major: 8, minor: 9 },
-    ComputeCapability { major: 9, minor: 0 },
-    ComputeCapability { major: 10, minor: 0 },
-    ComputeCapability { major: 12, minor: 0 },
+    ComputeCapability::new(7, 5),
+    ComputeCapability::new(8, 0),
+    ComputeCapability::new(8, 6),
+    ComputeCapability::new(8, 9),
+    ComputeCapability::new(9, 0),
+    ComputeCapability::new(10, 0),
+    ComputeCapability::new(12, 0),
 ];
 
 /// The cards that engines are built for where none is named: the first GPU of this machine.
@@ -38,7 +40,7 @@ pub fn usual_capabilities() -> Result<Vec<ComputeCapability>> {
     })?;
     let found = found.compute_capability();
     let number = |part: u32| u8::try_from(part).unwrap_or(u8::MAX);
-    Ok(vec![ComputeCapability { major: number(found.major), minor: number(found.minor) }])
+    Ok(vec![ComputeCapability::new(number(found.major), number(found.minor))])
 }
 
 /// Has an engine built for these cards: they must be the one at hand.

@@ -17,18 +17,20 @@ use crate::context::Habit;
 pub const NAME: &str = "TensorRT-RTX";
 /// What manifests call it.
 pub const FLAVOUR: &str = "rtx";
+/// Where `scripts/setup --gpu` installs it, in `$IMPROMPT_HOME`.
+pub const SETUP_FOLDER: Option<&str> = Some("tensorrt-rtx/onnxruntime_ep_nv_tensorrt_rtx");
 
 pub(crate) const NAMES: Names =
     Names { runtime: "libtensorrt_rtx.so", parser: "libtensorrt_onnxparser_rtx.so", known: (1, 7) };
 
 /// The cards that engines are built for. Hopper (9.0) is not one of them.
 pub const COMPUTE_CAPABILITIES: &[ComputeCapability] = &[
-    ComputeCapability { major: 7, minor: 5 },
-    ComputeCapability { major: 8, minor: 0 },
-    ComputeCapability { major: 8, minor: 6 },
-    ComputeCapability { major: 8, minor: 9 },
-    ComputeCapability { major: 12, minor: 0 },
-    ComputeCapability { major: 12, minor: 1 },
+    ComputeCapability::new(7, 5),
+    ComputeCapability::new(8, 0),
+    ComputeCapability::new(8, 6),
+    ComputeCapability::new(8, 9),
+    ComputeCapability::new(12, 0),
+    ComputeCapability::new(12, 1),
 ];
 
 /// The cards that engines are built for where none is named: all, no GPU is needed.
@@ -145,7 +147,7 @@ mod tests {
     fn every_card_has_a_number() {
         assert!(COMPUTE_CAPABILITIES.iter().all(|capability| number(*capability).is_some()));
         assert_eq!(usual_capabilities().unwrap(), COMPUTE_CAPABILITIES);
-        assert!(number(ComputeCapability { major: 9, minor: 0 }).is_none());
+        assert!(number(ComputeCapability::new(9, 0)).is_none());
     }
 
     #[test]
