@@ -126,7 +126,7 @@ def precision(bench):
     bench.rounds = 1
     pictures = sorted(PICTURES.glob("*.png"))[:4 if bench.quick else None]
     # Float16 is kept where it is lossless alone: there is nothing to compare.
-    kinds = precisions("int8", "int4")
+    kinds = precisions("high", "int8", "int4")
     if len(kinds) < 3:
         raise Failed(f"`imprompt build` has the precisions {', '.join(kinds)} alone")
     repositories = {kind: repository(bench, "demo", kind, **common.DEMO) for kind in kinds}

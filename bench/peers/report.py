@@ -70,9 +70,10 @@ def peak_cell(row, sides, peers, peaks):
 
 def table(result):
     rows = result["rows"]
-    sides = [side for side in ("f32", "f16", "int8", "int4") if any(side in row["values"] for row in rows)]
+    sides = [side for side in ("f32", "high", "f16", "int8", "int4") if any(side in row["values"] for row in rows)]
     peers = [peer for peer in PEERS if any(peer in row["values"] for row in rows)]
-    names = {"f32": "imprompt", "f16": "imprompt float16", "int8": "imprompt int8", "int4": "imprompt int4", "stock": "peer", "tuned": "peer, tuned"}
+    names = {"f32": "imprompt", "high": "imprompt high", "f16": "imprompt float16", "int8": "imprompt int8", "int4": "imprompt int4",
+             "stock": "peer", "tuned": "peer, tuned"}
     head = ["measured", "unit", *(names[peer] for peer in peers), *(names[side] for side in sides),
             *(f"{names[side]} / {names[peer]}" for side in sides for peer in peers)]
     last = {"goal": any(row["goal"] for row in rows), "of peak": any(row.get("work") for row in rows)}

@@ -61,7 +61,7 @@ def shown(name):
 
 def clip_repositories(bench, name, folder):
     """Ours in the precisions that make products faster: fewer bytes alone do not."""
-    return {precision: repository(bench, name, precision, clip=folder) for precision in precisions("int8")}
+    return {precision: repository(bench, name, precision, clip=folder) for precision in precisions("high", "int8")}
 
 
 def tower(folder, side):
@@ -267,7 +267,7 @@ def caption(bench):
     names = ["blip-base"] if bench.quick else ["blip-base", "blip2-opt-shapes"]
     for name, folder in zip(names, models(bench.python, *names)):
         bench.forget()
-        repositories = {precision: repository(bench, name, precision, captioner=folder) for precision in precisions("f16", "int8", "int4")}
+        repositories = {precision: repository(bench, name, precision, captioner=folder) for precision in precisions("high", "f16", "int8", "int4")}
         gbytes = decoder_bytes(folder) / 1e9
         is_blip2 = name.startswith("blip2")
         goal, work, token = "80% of memory in float32, int8 4x, int4 7x", {"gbytes": gbytes, "of": "run"}, {}
@@ -321,7 +321,7 @@ def best(bench):
     against_parts(bench, at, title, found)
     if not bench.whole:
         reduced = {precision: repository(bench, name, precision, clip=clip, captioner=captioner, vocabulary=many)
-                   for precision in precisions("int8") if precision != "f32"}
+                   for precision in precisions("high", "int8") if precision != "f32"}
         extrapolated(bench, sides, title, reduced)
         for one in reduced.values():
             shutil.rmtree(one)
@@ -404,6 +404,9 @@ def extrapolated(bench, sides, title, reduced):
     bench.row(f"of it the chain and the ranking, {title}", "s", measured({side: found[side] for side in ("f32", *reduced)}, stage="ranker"),
               "lower", "", "")
     bench.check(f"mode best, {title}: captions equal", caption == found["stock"][0]["caption"])
+    prompt = {side: found[side][0]["answers"][0]["prompt"] for side in ("f32", *reduced)}
+    bench.check(f"mode best, {title}: prompts equal to float32's",
+                ", ".join(f"{side} {'yes' if prompt[side] == prompt['f32'] else 'no'}" for side in reduced))
 
 
 SECTIONS = {section.__name__: section for section in (labels, chain, image, picture, rank, caption, best)}

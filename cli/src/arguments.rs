@@ -119,7 +119,7 @@ pub struct Build {
     /// With --device gpu: the folder of TensorRT's libraries [default: looked for]
     #[arg(long, value_name = "DIR")]
     pub tensorrt: Option<PathBuf>,
-    /// In how many bits weights are kept: f32 (as they are), f16 (where lossless), int8, int4; with --device gpu, in which type matrices are multiplied: f16 (where nothing is said), bf16, f32; of all parts, or of one: clip_image, clip_text, captioner; screen=int8: chains of `interrogate` sort candidates out in 8 bits and choose in full precision; repeatable
+    /// In how many bits weights are kept: f32 (as they are), high (as they are; AMX multiplies 16 of 24 bits), f16 (where lossless), int8, int4; with --device gpu, in which type matrices are multiplied: f16 (where nothing is said), bf16, f32; of all parts, or of one: clip_image, clip_text, captioner; screen=int8: chains of `interrogate` sort candidates out in 8 bits and choose in full precision; repeatable
     #[arg(long, value_name = "P|PART=P", value_delimiter = ',')]
     pub precision: Vec<imprompt_repository::PrecisionChoice>,
     /// Put the captioner into two stages, caption_vision and caption_decoder: each with instances, batches and a place of its own

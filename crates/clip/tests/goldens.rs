@@ -104,15 +104,28 @@ impl Golden {
     }
 
     fn text_tower(&self, tokens_per_run: usize, length_step: usize) -> Arc<TextTower> {
-        let (engine, turn) = (engine_options(), Duration::ZERO);
+        self.text_tower_with(engine_options(), tokens_per_run, length_step)
+    }
+
+    fn text_tower_with(
+        &self,
+        engine: EngineOptions,
+        tokens_per_run: usize,
+        length_step: usize,
+    ) -> Arc<TextTower> {
+        let turn = Duration::ZERO;
         let options = TextOptions { engine, tokens_per_run, length_step, turn };
         let (folder, facts) = (self.folder.path(), self.facts.clone());
         Arc::new(TextTower::open(folder, facts, runtime(), &options).unwrap())
     }
 
     fn image_encoder(&self) -> ImageEncoder {
+        self.image_encoder_with(&engine_options())
+    }
+
+    fn image_encoder_with(&self, options: &EngineOptions) -> ImageEncoder {
         let facts = self.facts.clone();
-        ImageEncoder::open(self.folder.path(), facts, runtime(), &engine_options()).unwrap()
+        ImageEncoder::open(self.folder.path(), facts, runtime(), options).unwrap()
     }
 
     fn pictures(&self) -> Vec<f32> {
@@ -185,10 +198,9 @@ fn a_picture_does_not_depend_on_its_mates() {
     for name in CASES.into_iter().chain(SIGLIP) {
         let golden = Golden::new(name);
         let pictures = golden.pictures();
-        for kernels in [Instructions::Avx512, Instructions::Amx] {
+        for kernels in [Instructions::Avx512, Instructions::Amx, Instructions::AmxHigh] {
             let options = EngineOptions { kernels: Some(kernels), ..engine_options() };
-            let (folder, facts) = (golden.folder.path(), golden.facts.clone());
-            let mut encoder = ImageEncoder::open(folder, facts, runtime(), &options).unwrap();
+            let mut encoder = golden.image_encoder_with(&options);
             // Every place of batches in which rows fall on all borders of the kernels.
             let many = pictures.repeat(7);
             let batches = encoder.encode(&many, 7 * PICTURES).unwrap();
@@ -198,6 +210,23 @@ fn a_picture_does_not_depend_on_its_mates() {
                 assert!(alone == batched, "{name}, {kernels:?}: picture {place}");
             }
         }
+    }
+}
+
+/// Half of float32's products keep embeddings of a CLIP within the bound that all of them are held to. (Without AMX these
+/// are all of them.)
+#[test]
+fn high_precision_equals_the_reference() {
+    let high = EngineOptions { kernels: Some(Instructions::AmxHigh), ..engine_options() };
+    let clips = CASES.map(|name| (name, 1e-5));
+    for (name, limit) in clips.into_iter().chain(SIGLIP.map(|name| (name, 2e-5))) {
+        let golden = Golden::new(name);
+        let mut images = golden.image_encoder_with(&high);
+        let found = images.encode(&golden.pictures(), PICTURES).unwrap();
+        assert_close(&format!("{name} images"), &found, &golden.image_embeds, limit);
+        let tower = golden.text_tower_with(high.clone(), 1024, 1);
+        let found = TextEncoder::new(tower).encode(&golden.rows, &Uncancellable).unwrap();
+        assert_close(&format!("{name} texts"), &found, &golden.text_embeds, limit);
     }
 }
 

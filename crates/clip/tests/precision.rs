@@ -7,7 +7,9 @@ use imprompt_clip::{TextEncoder, TextOptions, TextTower};
 use imprompt_engine::EngineOptions;
 use imprompt_engine::onnxruntime::{OnnxRuntime, OnnxRuntimeOptions};
 use imprompt_error::Uncancellable;
+use imprompt_graph::builder::Graph;
 use imprompt_graph::clip::TEXT_GRAPH;
+use imprompt_graph::precision::high;
 use imprompt_graph::quantize::{Form, quantize};
 use imprompt_graph::{ClipFacts, ClipGraphs, clip_graphs};
 
@@ -37,9 +39,14 @@ fn embeds(name: &str, form: Option<Form>, kernels: bool) -> (Vec<f32>, usize, u6
     for file in &graph.weight_files {
         std::fs::copy(source.join(file), folder.path().join(file)).unwrap();
     }
-    std::fs::write(folder.path().join(TEXT_GRAPH), &graph.bytes).unwrap();
     let dimension = facts.projection_dim;
-    (encode(folder.path(), facts, kernels), dimension, bytes)
+    (encode_with(&graph, folder.path(), facts, kernels), dimension, bytes)
+}
+
+/// What `graph` makes of some rows, its weights in `folder`.
+fn encode_with(graph: &Graph, folder: &Path, facts: ClipFacts, kernels: bool) -> Vec<f32> {
+    std::fs::write(folder.join(TEXT_GRAPH), &graph.bytes).unwrap();
+    encode(folder, facts, kernels)
 }
 
 fn encode(folder: &Path, facts: ClipFacts, kernels: bool) -> Vec<f32> {
@@ -79,6 +86,24 @@ fn eight_and_four_bits_are_near_and_mean_the_same_everywhere() {
         let cosine = least_cosine(&folded, &rounded, dimension);
         assert!(cosine > 0.9995, "{form:?}: the kernels differ from the runtime by {cosine}");
     }
+}
+
+#[test]
+fn a_graph_of_high_precision_is_multiplied_so_where_there_is_amx() {
+    let source = golden("quick_gelu");
+    let ClipGraphs { text, facts, .. } = clip_graphs(&source).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    for file in &text.weight_files {
+        std::fs::copy(source.join(file), folder.path().join(file)).unwrap();
+    }
+    let embeds = |graph, kernels| encode_with(graph, folder.path(), facts.clone(), kernels);
+    let high = high(&text).unwrap();
+    let [exact, rounded] = [&text, &high].map(|graph| embeds(graph, true));
+    assert_eq!(exact == rounded, !imprompt_kernel::has_amx());
+    let apart = exact.iter().zip(&rounded).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    assert!(apart < 1e-5, "{apart:e}");
+    // To the runtime's own operators it says nothing.
+    assert!(embeds(&text, false) == embeds(&high, false));
 }
 
 #[test]

@@ -26,6 +26,7 @@ mod generation;
 pub mod git;
 pub mod gpu;
 pub mod opt;
+pub mod precision;
 pub mod qformer;
 pub mod quantize;
 pub mod t5;

@@ -75,7 +75,7 @@ fn main() {
                     }
                     let weight = Weight { weights, outputs, inputs };
                     let kinds: &[Instructions] = match has_amx() {
-                        true => &[Instructions::Avx512, Instructions::Amx],
+                        true => &[Instructions::Avx512, Instructions::Amx, Instructions::AmxHigh],
                         false => &[Instructions::Avx512],
                     };
                     let medians = by_turns(weight, rows, threads, kinds);
@@ -83,7 +83,7 @@ fn main() {
                         let flops = 2.0 * (rows * inputs * outputs) as f64;
                         let kind = format!("{kind:?}").to_lowercase();
                         println!(
-                            "{name:<44} {kind:<6} {:9.3} ms {:7.1} GFLOP/s {:6.1} GB/s of weights",
+                            "{name:<44} {kind:<7} {:9.3} ms {:7.1} GFLOP/s {:6.1} GB/s of weights",
                             median * 1e3,
                             flops / median / 1e9,
                             bytes as f64 / median / 1e9

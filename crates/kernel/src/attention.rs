@@ -188,9 +188,9 @@ impl Part<'_> {
     /// Computes all; `own` gives what of the own keys the query of a result's row sees.
     fn run(&self, own: impl Fn(usize) -> Range<usize>, instructions: Instructions) {
         #[cfg(target_arch = "x86_64")]
-        if instructions == Instructions::Amx && crate::amx::attention::pays(self) {
+        if instructions != Instructions::Avx512 && crate::amx::attention::pays(self) {
             // SAFETY: `pays` says that AMX is usable; the results are this part's.
-            unsafe { crate::amx::attention::run::<crate::amx::Amx>(self, own) };
+            unsafe { crate::amx::attention::run::<crate::amx::Amx>(self, own, instructions) };
             return;
         }
         #[cfg(not(target_arch = "x86_64"))]

@@ -46,6 +46,9 @@ pub enum Instructions {
     /// AMX too, for many rows.
     #[default]
     Amx,
+    /// AMX, and of a float32 the first sixteen of its 24 bits: half the products. What PyTorch's
+    /// `float32_matmul_precision` "high" is.
+    AmxHigh,
 }
 
 /// Whether this process may use AMX: Intel's servers since Sapphire Rapids, Linux since 5.16.

@@ -219,7 +219,7 @@ impl Linear<'_> {
     fn vectors(&self, rows: &[f32], out: &Out, parallel: &dyn Parallel) {
         let count = out.rows;
         let few = |most| count <= most && !self.independent_rows;
-        let with_amx = self.instructions == Instructions::Amx && amx::is_usable();
+        let with_amx = self.instructions != Instructions::Avx512 && amx::is_usable();
         if with_amx && !few(amx::few_rows(&self.weight)) {
             SCRATCH.with_borrow_mut(|scratch| {
                 self.piece_by_piece(rows, out, amx::BYTES_AT_ONCE, |linear, rows, out| {

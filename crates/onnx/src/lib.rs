@@ -5,6 +5,7 @@
 
 mod ask;
 pub mod fused;
+mod precision;
 
 pub use ask::External;
 
@@ -34,6 +35,8 @@ pub struct Model {
     pub graph: Option<Graph>,
     #[prost(message, repeated, tag = "8")]
     pub opset_import: Vec<OperatorSet>,
+    #[prost(message, repeated, tag = "14")]
+    pub metadata_props: Vec<StringEntry>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]

@@ -8,6 +8,7 @@ use std::str::FromStr;
 use imprompt_error::{Error, Result};
 use imprompt_graph::builder::Graph;
 use imprompt_graph::gpu::Compute;
+use imprompt_graph::precision::high;
 use imprompt_graph::quantize::{Form, quantize};
 
 use crate::config::Models;
@@ -21,6 +22,8 @@ pub enum Bits {
     /// As the model's files have them: nothing is converted.
     #[default]
     F32,
+    /// As the model's files have them; where the processor has AMX, the first sixteen of a float32's 24 bits are multiplied.
+    High,
     /// float16 where that is lossless: results are the same, files and memory half as large.
     F16,
     /// bfloat16, in which a GPU multiplies; nothing is converted.
@@ -32,8 +35,9 @@ pub enum Bits {
 }
 
 impl Bits {
-    const ALL: [(&'static str, Bits); 5] = [
+    const ALL: [(&'static str, Bits); 6] = [
         ("f32", Bits::F32),
+        ("high", Bits::High),
         ("f16", Bits::F16),
         ("bf16", Bits::Bf16),
         ("int8", Bits::Int8),
@@ -52,13 +56,13 @@ impl Bits {
             Bits::F32 => Some(Compute::F32),
             Bits::F16 => Some(Compute::F16),
             Bits::Bf16 => Some(Compute::Bf16),
-            Bits::Int8 | Bits::Int4 => None,
+            Bits::High | Bits::Int8 | Bits::Int4 => None,
         }
     }
 
     fn form(self, graph: &str) -> Option<Form> {
         match self {
-            Bits::F32 | Bits::Bf16 => None,
+            Bits::F32 | Bits::High | Bits::Bf16 => None,
             Bits::F16 => Some(Form::F16),
             // Only where a token at a time is computed do four bits beat eight.
             Bits::Int4 if graph.contains("decoder") => Some(Form::Int4),
@@ -115,7 +119,7 @@ impl FromStr for PrecisionChoice {
             }
         };
         let found = Bits::ALL.iter().find(|(name, _)| *name == bits);
-        let (_, bits) = found.ok_or("the precisions are f32, f16, bf16, int8 and int4")?;
+        let (_, bits) = found.ok_or("the precisions are f32, high, f16, bf16, int8 and int4")?;
         if part == Some(Part::Screen) && *bits != Bits::Int8 {
             return Err("the precision of a screen is int8".to_owned());
         }
@@ -171,7 +175,7 @@ impl Precision {
         let parts = [self.clip_image, self.clip_text, self.captioner];
         if parts.contains(&Bits::Bf16) {
             return Err(Error::invalid(
-                "precision bf16 is for a GPU; allowed for the CPU: f32, f16, int8, int4",
+                "precision bf16 is for a GPU; allowed for the CPU: f32, high, f16, int8, int4",
             ));
         }
         Ok(())
@@ -188,9 +192,9 @@ impl Precision {
             ));
         }
         match self.clip_text {
-            Bits::F32 | Bits::F16 | Bits::Bf16 => Ok(()),
+            Bits::F32 | Bits::High | Bits::F16 | Bits::Bf16 => Ok(()),
             bits => Err(Error::invalid(format!(
-                "precision of `screen`: clip_text has {0} itself, allowed with a screen: f32, f16",
+                "precision of `screen`: clip_text has {0} itself, allowed with a screen: f32, high, f16",
                 bits.name()
             ))),
         }
@@ -222,7 +226,9 @@ impl Converter {
         folder: &Path,
         progress: &dyn Progress,
     ) -> Result<Graph> {
-        let Some(form) = bits.form(name) else { return Ok(graph.clone()) };
+        let Some(form) = bits.form(name) else {
+            return if bits == Bits::High { high(graph) } else { Ok(graph.clone()) };
+        };
         let file = format!("{}.weights", name.trim_end_matches(".onnx"));
         let target = folder.join(&file);
         if let Some((graph, written)) = self.done.get(name) {
@@ -270,7 +276,11 @@ mod tests {
             "clip_image=f32,clip_text=f16,captioner=f32,screen=int8"
         );
         assert!(of(&["screen=int4"]).unwrap_err().contains("int8"));
-        assert!(of(&["int5"]).unwrap_err().contains("f32, f16, bf16, int8 and int4"));
+        assert_eq!(
+            of(&["high", "captioner=f16"]).unwrap(),
+            "clip_image=high,clip_text=high,captioner=f16"
+        );
+        assert!(of(&["int5"]).unwrap_err().contains("f32, high, f16, bf16, int8 and int4"));
         assert!(of(&["text=int8"]).unwrap_err().contains("clip_text"));
     }
 
@@ -283,7 +293,10 @@ mod tests {
         assert!(error.message().contains("`captioner`: int8"), "{error}");
         assert!(of("screen=int8").computes().unwrap_err().message().contains("screen"));
         assert!(of("clip_image=bf16").check_cpu().unwrap_err().message().contains("bf16"));
-        assert!(of("clip_image=int8").check_cpu().is_ok());
+        assert!(of("clip_image=int8").check_cpu().is_ok() && of("high").check_cpu().is_ok());
+        assert!(
+            of("clip_text=high").computes().unwrap_err().message().contains("`clip_text`: high")
+        );
     }
 
     #[test]

@@ -225,6 +225,10 @@ fn with_kernels(
         std::fs::read(graph).map_err(|error| Error::bad_model(format!("{name}: {error}")))?;
     let mut model = imprompt_onnx::Model::decode(bytes.as_slice())
         .map_err(|error| Error::bad_model(format!("{name} is no ONNX graph: {error}")))?;
+    let instructions = match instructions {
+        Instructions::Amx if model.is_high_precision() => Instructions::AmxHigh,
+        instructions => instructions,
+    };
     let folder = graph.parent().unwrap_or(Path::new("."));
     let weights =
         kernels::rewrite(&mut model, folder, instructions).map_err(|error| error.context(&name))?;

@@ -4,14 +4,12 @@ use std::arch::x86_64::*;
 use std::cell::RefCell;
 use std::ops::Range;
 
-use super::pieces::{INPUTS, Lines, PAIR, PIECES, Three, pieces};
+use super::pieces::{INPUTS, Lines, PAIR, Parted, Rounded, Three, pieces};
 use super::{SQUARE, Sums, TILE_ROWS, Unit, is_usable};
+use crate::Instructions;
 use crate::attention::{Part, Strided};
 use crate::lanes::{LANES, exp, first};
 use crate::tile::Line;
-
-/// Values of bfloat16 of a square's pieces.
-const PIECES_SIZE: usize = PIECES * PAIR;
 
 /// Memory that a thread keeps for the next part.
 #[derive(Default)]
@@ -30,20 +28,20 @@ pub(crate) fn pays(part: &Part<'_>) -> bool {
     part.shared[0].len() >= TILE_ROWS && part.rows.len() >= TILE_ROWS && is_usable()
 }
 
-/// A part, and its tiles.
-struct Work<'a> {
+/// A part, and its tiles: all sides in `N` pieces.
+struct Work<'a, const N: usize> {
     part: &'a Part<'a>,
     /// Squares of keys.
     strips: usize,
     /// Tiles of a key or a value.
     groups: usize,
-    /// The keys, turned: `[strips][groups][3][2]` tiles.
+    /// The keys, turned: `[strips][groups][N][2]` tiles.
     keys: *mut u16,
-    /// The values: `[groups][strips][3][2]` tiles, whose rows are pairs of keys.
+    /// The values: `[groups][strips][N][2]` tiles, whose rows are pairs of keys.
     values: *mut u16,
-    /// 32 queries: `[groups][3][2]` tiles.
+    /// 32 queries: `[groups][N][2]` tiles.
     queries: *mut u16,
-    /// What each of them gives to each key: `[strips][3][2]` tiles.
+    /// What each of them gives to each key: `[strips][N][2]` tiles.
     weights: *mut u16,
 }
 
@@ -51,27 +49,49 @@ struct Work<'a> {
 ///
 /// # Safety
 /// `U` is usable, and so is AVX-512; the results are the caller's alone.
-pub(crate) unsafe fn run<U: Unit>(part: &Part<'_>, own: impl Fn(usize) -> Range<usize>) {
+pub(crate) unsafe fn run<U: Unit>(
+    part: &Part<'_>,
+    own: impl Fn(usize) -> Range<usize>,
+    instructions: Instructions,
+) {
+    // SAFETY: what the caller promises.
+    unsafe {
+        match instructions {
+            Instructions::AmxHigh => in_pieces::<U, Rounded, 2>(part, own),
+            _ => in_pieces::<U, Three, 3>(part, own),
+        }
+    }
+}
+
+/// As [`run`], in `N` pieces as `P` says.
+///
+/// # Safety
+/// As [`run`].
+unsafe fn in_pieces<U: Unit, P: Parted, const N: usize>(
+    part: &Part<'_>,
+    own: impl Fn(usize) -> Range<usize>,
+) {
+    let size = N * PAIR;
     let [keys, _] = part.shared;
     let (strips, groups) = (keys.len().div_ceil(SQUARE), keys.dim.div_ceil(INPUTS));
     SCRATCH.with_borrow_mut(|Scratch { tiles, scores, own: own_weights }| {
         for (tiles, count) in
             tiles.iter_mut().zip([strips * groups, strips * groups, groups, strips])
         {
-            tiles.resize(count * PIECES_SIZE / INPUTS, Line::default());
+            tiles.resize(count * size / INPUTS, Line::default());
         }
         scores.resize_with(strips, Sums::new);
         let [keys, values, queries, weights] =
             tiles.each_mut().map(|tiles| tiles.as_mut_ptr().cast::<u16>());
-        let work = Work { part, strips, groups, keys, values, queries, weights };
+        let work = Work::<N> { part, strips, groups, keys, values, queries, weights };
         // SAFETY: what the caller promises; there is room for all tiles.
         unsafe {
-            work.lay_shared();
+            work.lay_shared::<P>();
             U::scope(|| {
                 for start in (0..part.rows.len()).step_by(SQUARE) {
                     let rows = part.rows.start + start
                         ..part.rows.end.min(part.rows.start + start + SQUARE);
-                    work.strip::<U>(rows, &own, scores, own_weights);
+                    work.strip::<U, P>(rows, &own, scores, own_weights);
                 }
             });
         }
@@ -85,22 +105,25 @@ fn lines(rows: Strided<'_>) -> Lines {
     Lines { start, stride, inputs: dim, count: rows.len() }
 }
 
-impl Work<'_> {
+impl<const N: usize> Work<'_, N> {
+    /// Values of bfloat16 of a square's pieces.
+    const SIZE: usize = N * PAIR;
+
     /// Lays the shared keys and values out.
     ///
     /// # Safety
     /// There is room for them.
-    unsafe fn lay_shared(&self) {
+    unsafe fn lay_shared<P: Parted>(&self) {
         let [keys, values] = self.part.shared;
         for strip in 0..self.strips {
             let range = strip * SQUARE..keys.len().min((strip + 1) * SQUARE);
             // SAFETY: what the caller promises.
             unsafe {
                 lines(keys.part(range.clone()))
-                    .turn(self.keys.add(strip * self.groups * PIECES_SIZE));
+                    .turn::<P, N>(self.keys.add(strip * self.groups * Self::SIZE));
                 for group in 0..self.groups {
-                    let out = self.values.add((group * self.strips + strip) * PIECES_SIZE);
-                    lay_values(values.part(range.clone()), group * INPUTS, out);
+                    let out = self.values.add((group * self.strips + strip) * Self::SIZE);
+                    lay_values::<N>(values.part(range.clone()), group * INPUTS, out);
                 }
             }
         }
@@ -110,7 +133,7 @@ impl Work<'_> {
     ///
     /// # Safety
     /// As [`run`], inside of the unit's scope.
-    unsafe fn strip<U: Unit>(
+    unsafe fn strip<U: Unit, P: Parted>(
         &self,
         rows: Range<usize>,
         own: &impl Fn(usize) -> Range<usize>,
@@ -125,11 +148,11 @@ impl Work<'_> {
         own_weights.clear();
         // SAFETY: what the caller promises.
         unsafe {
-            lines(queries).lay::<Three, PIECES>(&(0..self.groups), self.queries);
+            lines(queries).lay::<P, N>(&(0..self.groups), self.queries);
             for (strip, scores) in scores.iter_mut().enumerate() {
                 // What is behind the last key is some number that nobody reads.
-                let keys = self.keys.add(strip * self.groups * PIECES_SIZE);
-                U::floats::<PIECES>(self.queries, keys, self.groups, scores);
+                let keys = self.keys.add(strip * self.groups * Self::SIZE);
+                U::floats::<N, N>(self.queries, keys, self.groups, scores);
             }
             for (index, query) in queries.iter().enumerate() {
                 let start = own_weights.len();
@@ -140,8 +163,8 @@ impl Work<'_> {
             }
             let mut seen = Sums::new();
             for group in 0..self.groups {
-                let values = self.values.add(group * self.strips * PIECES_SIZE);
-                U::floats::<PIECES>(self.weights, values, self.strips, &mut seen);
+                let values = self.values.add(group * self.strips * Self::SIZE);
+                U::floats::<N, N>(self.weights, values, self.strips, &mut seen);
                 let mut start = 0;
                 for (index, row) in rows.clone().enumerate() {
                     let own_values = part.own[1].part(own(row));
@@ -190,10 +213,10 @@ impl Work<'_> {
             let [left, right] = [0, 1]
                 .map(|half| _mm512_maskz_mov_ps(mask(strip, half), weight(lanes(strip, half))));
             total = _mm512_add_ps(total, _mm512_add_ps(left, right));
-            for (piece, values) in pieces::<PIECES>([left, right]).into_iter().enumerate() {
+            for (piece, values) in pieces::<N>([left, right]).into_iter().enumerate() {
                 // SAFETY: a row of a tile, for which there is room.
                 unsafe {
-                    let out = self.weights.add(strip * PIECES_SIZE + piece * PAIR + row);
+                    let out = self.weights.add(strip * Self::SIZE + piece * PAIR + row);
                     _mm512_store_si512(out.cast(), values);
                 }
             }
@@ -216,13 +239,13 @@ fn place(index: usize, half: usize) -> usize {
     ((index / TILE_ROWS * 2 + half) * TILE_ROWS + index % TILE_ROWS) * LANES
 }
 
-/// Values from column `column` on as `[3][2]` tiles: a row is a pair of keys, the first sixteen with those that are sixteen
+/// Values from column `column` on as `[N][2]` tiles: a row is a pair of keys, the first sixteen with those that are sixteen
 /// behind; zeros behind the last.
 ///
 /// # Safety
 /// `out` has room for them.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-unsafe fn lay_values(values: Strided<'_>, column: usize, out: *mut u16) {
+unsafe fn lay_values<const N: usize>(values: Strided<'_>, column: usize, out: *mut u16) {
     let Strided { rows, stride, dim } = values;
     for half in 0..(dim - column).div_ceil(LANES).min(2) {
         let at = column + half * LANES;
@@ -233,7 +256,7 @@ unsafe fn lay_values(values: Strided<'_>, column: usize, out: *mut u16) {
             false => _mm512_setzero_ps(),
         };
         for pair in 0..TILE_ROWS {
-            let both = pieces::<PIECES>([lanes(pair), lanes(pair + TILE_ROWS)]);
+            let both = pieces::<N>([lanes(pair), lanes(pair + TILE_ROWS)]);
             for (piece, values) in both.into_iter().enumerate() {
                 let place = piece * PAIR + half * (PAIR / 2) + pair * INPUTS;
                 // SAFETY: a row of a tile, for which there is room.

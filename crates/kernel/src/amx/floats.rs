@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::pieces::{INPUTS, Lines, PAIR, PIECES, Parted};
+use super::pieces::{INPUTS, Lines, PAIR, Parted};
 use super::{SQUARE, Sums, Unit, is_narrow, write};
 use crate::linear::{Linear, Out, Parallel, Weight};
 use crate::tile::{Line, PANEL_SCRATCH, Place, Shared};
@@ -13,11 +13,17 @@ const DEPTH: usize = 32;
 const PART_BYTES: usize = 800 << 10;
 
 impl Linear<'_> {
-    /// The layer of many rows over float weights, which lie in `bytes` and have `N` pieces.
+    /// The layer of many rows, in `X` pieces as `R` says, over float weights, which lie in `bytes` and have `N` pieces.
     ///
     /// # Safety
     /// `U` is usable.
-    pub(super) unsafe fn in_pieces<U: Unit, P: Parted, const N: usize>(
+    pub(super) unsafe fn in_pieces<
+        U: Unit,
+        P: Parted,
+        const N: usize,
+        R: Parted,
+        const X: usize,
+    >(
         &self,
         bytes: &[u8],
         rows: &[f32],
@@ -28,7 +34,7 @@ impl Linear<'_> {
         let Weight { outputs, inputs, .. } = self.weight;
         let tiles = inputs.div_ceil(INPUTS);
         let strips = out.rows.div_ceil(SQUARE);
-        let strip_size = tiles * PIECES * PAIR;
+        let strip_size = tiles * X * PAIR;
         packed.resize(strips * strip_size / INPUTS, Line::default());
         let packed = Shared(packed.as_mut_ptr().cast::<u16>());
         let strip_of = |strip: usize| strip * SQUARE..out.rows.min((strip + 1) * SQUARE);
@@ -38,7 +44,7 @@ impl Linear<'_> {
             let (start, count) = (rows.as_ptr().cast(), range.len());
             let lines = Lines { start, stride: 4 * inputs, inputs, count };
             // SAFETY: the caller asked for the features; each part has a strip of its own.
-            unsafe { lines.turn(packed.at(strip * strip_size)) };
+            unsafe { lines.turn::<R, X>(packed.at(strip * strip_size)) };
         });
         let square_size = N * PAIR;
         let panel_bytes = tiles.min(DEPTH) * square_size * 2;
@@ -81,7 +87,7 @@ impl Linear<'_> {
                             }
                         };
                         for strip in 0..strips {
-                            let rows = packed.at(strip * strip_size + start * PIECES * PAIR);
+                            let rows = packed.at(strip * strip_size + start * X * PAIR);
                             let place = |columns: Range<usize>| {
                                 let rows = strip_of(strip);
                                 Some(Place { linear: self, out, rows, columns })
@@ -95,12 +101,12 @@ impl Linear<'_> {
                                         // One that is left over goes twice.
                                         let beside = square_of(last.min(square + 1));
                                         let both = [weights, beside.1];
-                                        U::narrow_floats::<N>(both, rows, depth.len(), this);
+                                        U::narrow_floats::<N, X>(both, rows, depth.len(), this);
                                         let is_there = square < last;
                                         let second = is_there.then(|| place(beside.0)).flatten();
                                         [place(columns), second]
                                     } else {
-                                        U::floats::<N>(weights, rows, depth.len(), &mut this[0]);
+                                        U::floats::<N, X>(weights, rows, depth.len(), &mut this[0]);
                                         [place(columns), None]
                                     }
                                 };

@@ -5,7 +5,8 @@
 //!   bfloat16 numbers of eight bits each, so a product of two is the sum of nine; the six that reach into
 //!   float32's 24 bits are taken (Henry, Tang, Heinecke, *Leveraging the bfloat16 Artificial
 //!   Intelligence Datatype For Higher-Precision Computations*, 2019). A float16 weight
-//!   is the sum of two: five products. A bfloat16 weight is one: three.
+//!   is the sum of two: five products. A bfloat16 weight is one: three. With [`Instructions::AmxHigh`] float32
+//!   is its first sixteen bits, the sum of two: three products, and two.
 //! * [`bytes`]: int8 and int4 weights and rows in 8 bits, 32 bit sums.
 //! * [`attention`]: of float32, as [`floats`].
 //!
@@ -26,8 +27,9 @@ use std::ops::Range;
 use std::sync::LazyLock;
 
 use bytes::{Int4, Int8};
-use pieces::{One, Three, Two};
+use pieces::{One, Rounded, Three, Two};
 
+use crate::Instructions;
 use crate::lanes::{LANES, transpose};
 use crate::linear::{Linear, Out, Parallel, Weight, Weights};
 use crate::tile::{Line, Place};
@@ -51,7 +53,7 @@ impl<T: Copy + Default> Sums<T> {
 }
 
 /// Bytes of rows that are worked on at once, so that their pieces stay in the caches.
-pub(crate) const BYTES_AT_ONCE: usize = 2 << 20;
+pub(crate) const BYTES_AT_ONCE: usize = 4 << 20;
 
 /// So many rows take no less time here: both sides are laid out anew, and few rows of floats are
 /// faster where they are.
@@ -78,17 +80,27 @@ impl Linear<'_> {
         parallel: &dyn Parallel,
     ) {
         let inputs = self.weight.inputs;
+        let highest = self.instructions != Instructions::AmxHigh;
         // SAFETY: what the caller promises.
         unsafe {
             match self.weight.weights {
+                Weights::F32(bytes) if highest => {
+                    self.in_pieces::<U, Three, 3, Three, 3>(bytes, rows, packed, out, parallel);
+                }
                 Weights::F32(bytes) => {
-                    self.in_pieces::<U, Three, 3>(bytes, rows, packed, out, parallel);
+                    self.in_pieces::<U, Rounded, 2, Rounded, 2>(bytes, rows, packed, out, parallel);
+                }
+                Weights::F16(bytes) if highest => {
+                    self.in_pieces::<U, Two, 2, Three, 3>(bytes, rows, packed, out, parallel);
                 }
                 Weights::F16(bytes) => {
-                    self.in_pieces::<U, Two, 2>(bytes, rows, packed, out, parallel);
+                    self.in_pieces::<U, Two, 2, Rounded, 2>(bytes, rows, packed, out, parallel);
+                }
+                Weights::Bf16(bytes) if highest => {
+                    self.in_pieces::<U, One, 1, Three, 3>(bytes, rows, packed, out, parallel);
                 }
                 Weights::Bf16(bytes) => {
-                    self.in_pieces::<U, One, 1>(bytes, rows, packed, out, parallel);
+                    self.in_pieces::<U, One, 1, Rounded, 2>(bytes, rows, packed, out, parallel);
                 }
                 Weights::Int8 { values, scales } => {
                     let form = Int8 { inputs, values, scales };

@@ -9,16 +9,14 @@ use crate::tile::ask_ahead;
 
 /// Inputs of a tile.
 pub(super) const INPUTS: usize = 32;
-/// Pieces of a float32.
-pub(super) const PIECES: usize = 3;
 /// Values of bfloat16 in a tile.
 const TILE: usize = TILE_BYTES / 2;
 /// Values of bfloat16 of a piece of a square: two tiles.
 pub(super) const PAIR: usize = 2 * TILE;
 
-/// 32 float32 numbers as `N` of bfloat16, three or two, that add up to them where they have so many bits, but for what is
-/// below 2^-126: each but the last is rounded to nearest, the last is what is left, eight bits at most. A
-/// pair of inputs is one of the first sixteen and the one sixteen behind it. NaN stays one, in what is
+/// 32 float32 numbers as `N` of bfloat16: three that add up to them, but for what is below 2^-126, or two that do where
+/// they have sixteen bits at most, else as nearly as sixteen bits can. Each is rounded to nearest but a third, which
+/// has eight bits by itself. A pair of inputs is one of the first sixteen and the one sixteen behind it. NaN stays one, in what is
 /// left; an infinity becomes one.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
@@ -28,8 +26,8 @@ pub(super) fn pieces<const N: usize>([mut low, mut high]: [__m512; 2]) -> [__m51
         // What is set in the shifted one or, of the upper half, in the other.
         _mm512_ternarylogic_epi32::<0b1111_1000>(_mm512_srli_epi32::<16>(low), high, upper)
     };
+    let half = _mm512_set1_epi32(0x8000);
     let mut next = || {
-        let half = _mm512_set1_epi32(0x8000);
         let [a, b] = [low, high].map(|x| _mm512_add_epi32(_mm512_castps_si512(x), half));
         let [whole_a, whole_b] = [a, b].map(|x| _mm512_castsi512_ps(_mm512_and_epi32(x, upper)));
         (low, high) = (_mm512_sub_ps(low, whole_a), _mm512_sub_ps(high, whole_b));
@@ -37,7 +35,15 @@ pub(super) fn pieces<const N: usize>([mut low, mut high]: [__m512; 2]) -> [__m51
     };
     let mut all = [_mm512_setzero_si512(); N];
     all[..N - 1].iter_mut().for_each(|piece| *piece = next());
-    all[N - 1] = join(_mm512_castps_si512(low), _mm512_castps_si512(high));
+    let [low, high] = [low, high].map(|x| match N {
+        2 => {
+            let is_number = _mm512_cmp_ps_mask::<_CMP_ORD_Q>(x, x);
+            let x = _mm512_castps_si512(x);
+            _mm512_mask_add_epi32(x, is_number, x, half)
+        }
+        _ => _mm512_castps_si512(x),
+    });
+    all[N - 1] = join(low, high);
     all
 }
 
@@ -55,6 +61,8 @@ pub(super) trait Parted {
 
 /// float32, in three pieces.
 pub(super) struct Three;
+/// float32, in the two of its first sixteen bits.
+pub(super) struct Rounded;
 /// float16, in two: it has eleven bits.
 pub(super) struct Two;
 /// bfloat16.
@@ -78,6 +86,19 @@ impl Parted for Three {
     unsafe fn load(start: *const u8, left: usize) -> [__m512i; 3] {
         // SAFETY: what the caller promises.
         unsafe { widened::<Single, 3>(start, left) }
+    }
+}
+
+impl Parted for Rounded {
+    const BYTES: usize = Single::BYTES;
+
+    #[inline(always)]
+    unsafe fn load(start: *const u8, left: usize) -> [__m512i; 3] {
+        // SAFETY: what the caller promises.
+        unsafe {
+            let [one, two] = widened::<Single, 2>(start, left);
+            [one, two, _mm512_setzero_si512()]
+        }
     }
 }
 
@@ -161,27 +182,26 @@ impl Lines {
         }
     }
 
-    /// All inputs as `[inputs / 32][3][2]` tiles, turned, the right side: a tile's row is a pair of inputs of
+    /// All inputs as `[inputs / 32][N][2]` tiles, turned, the right side: a tile's row is a pair of inputs of
     /// sixteen rows. Of sixteen rows at most the first of two tiles is written.
     ///
     /// # Safety
     /// The rows are there, in float32; `out` has room.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-    pub(super) unsafe fn turn(self, out: *mut u16) {
+    pub(super) unsafe fn turn<P: Parted, const N: usize>(self, out: *mut u16) {
         for tile in 0..self.inputs.div_ceil(INPUTS) {
             for half in 0..self.count.div_ceil(TILE_ROWS) {
-                let mut lanes = [[_mm512_setzero_si512(); TILE_ROWS]; PIECES];
+                let mut lanes = [[_mm512_setzero_si512(); TILE_ROWS]; N];
                 for row in 0..TILE_ROWS {
                     // SAFETY: what the caller promises.
-                    let pieces =
-                        unsafe { self.load::<Three>(half * TILE_ROWS + row, tile * INPUTS) };
+                    let pieces = unsafe { self.load::<P>(half * TILE_ROWS + row, tile * INPUTS) };
                     for (lanes, piece) in lanes.iter_mut().zip(pieces) {
                         lanes[row] = piece;
                     }
                 }
                 for (piece, lanes) in lanes.into_iter().enumerate() {
                     for (pair, values) in transpose(lanes).into_iter().enumerate() {
-                        let place = (tile * PIECES + piece) * PAIR + half * TILE + pair * INPUTS;
+                        let place = (tile * N + piece) * PAIR + half * TILE + pair * INPUTS;
                         // SAFETY: a row of a tile, for which there is room.
                         unsafe { _mm512_store_si512(out.add(place).cast(), values) };
                     }

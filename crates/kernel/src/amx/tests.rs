@@ -31,7 +31,7 @@ impl Unit for Plain {
         work();
     }
 
-    unsafe fn floats<const PIECES: usize>(
+    unsafe fn floats<const W: usize, const X: usize>(
         weights: *const u16,
         rows: *const u16,
         depth: usize,
@@ -41,8 +41,8 @@ impl Unit for Plain {
         let (weights, rows) = unsafe {
             let count = depth * 2 * TILE_ROWS * 32;
             (
-                std::slice::from_raw_parts(weights, count * PIECES),
-                std::slice::from_raw_parts(rows, count * 3),
+                std::slice::from_raw_parts(weights, count * W),
+                std::slice::from_raw_parts(rows, count * X),
             )
         };
         let value = |tiles: &[u16], tile: usize, line: usize, at: usize| {
@@ -51,10 +51,10 @@ impl Unit for Plain {
         for (output, row, place) in results(false) {
             let mut sum = 0.0;
             for tile in 0..depth {
-                for (w, x) in (0..PIECES).flat_map(|w| (0..3 - w).map(move |x| (w, x))) {
+                for (w, x) in (0..W).flat_map(|w| (0..X - w).map(move |x| (w, x))) {
                     for at in 0..32 {
-                        let weight = (tile * PIECES + w) * 2 + output / TILE_ROWS;
-                        let given = (tile * 3 + x) * 2 + row / TILE_ROWS;
+                        let weight = (tile * W + w) * 2 + output / TILE_ROWS;
+                        let given = (tile * X + x) * 2 + row / TILE_ROWS;
                         sum += value(weights, weight, output % TILE_ROWS, at)
                             * value(rows, given, at / 2, 2 * (row % TILE_ROWS) + at % 2);
                     }
@@ -64,7 +64,7 @@ impl Unit for Plain {
         }
     }
 
-    unsafe fn narrow_floats<const PIECES: usize>(
+    unsafe fn narrow_floats<const W: usize, const X: usize>(
         weights: [*const u16; 2],
         rows: *const u16,
         depth: usize,
@@ -73,7 +73,7 @@ impl Unit for Plain {
         for (weights, sums) in weights.into_iter().zip(sums) {
             let mut all = Sums::new();
             // SAFETY: as here; the strip has room for the rows that are not there.
-            unsafe { Self::floats::<PIECES>(weights, rows, depth, &mut all) };
+            unsafe { Self::floats::<W, X>(weights, rows, depth, &mut all) };
             sums.0.fill(f32::NAN);
             results(true).for_each(|(_, _, place)| sums.0[place] = all.0[place]);
         }
@@ -125,8 +125,17 @@ fn run<U: Unit>(linear: &Linear<'_>, rows: &[f32]) -> Vec<f32> {
     results
 }
 
+/// Both precisions of float32's products.
+const BOTH: [Instructions; 2] = [Instructions::Amx, Instructions::AmxHigh];
+
 /// Calls `check` for layers of all forms of weights: name, layer, rows, and the values that weights and rows stand for.
 fn layers(check: impl Fn(&str, &Linear<'_>, &[f32], &[f32])) {
+    for instructions in BOTH {
+        layers_with(instructions, &check);
+    }
+}
+
+fn layers_with(instructions: Instructions, check: &impl Fn(&str, &Linear<'_>, &[f32], &[f32])) {
     let shapes = [
         (1, 1, 1),
         (7, 31, 5),
@@ -149,10 +158,10 @@ fn layers(check: impl Fn(&str, &Linear<'_>, &[f32], &[f32])) {
         let linear = |weights| Linear {
             weight: Weight { weights, outputs, inputs },
             finish,
-            instructions: Instructions::Amx,
+            instructions,
             independent_rows: false,
         };
-        let name = |form: &str| format!("{form} {rows}x{inputs}x{outputs}");
+        let name = |form: &str| format!("{instructions:?} {form} {rows}x{inputs}x{outputs}");
         let bytes =
             |values: &[f32]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<_>>();
         let stored = bytes(&weights);
@@ -197,7 +206,13 @@ fn is_right(name: &str, linear: &Linear<'_>, rows: &[f32], weights: &[f32], foun
         let sum: f64 = pairs.map(|(x, w)| f64::from(*x) * f64::from(*w)).sum();
         let right = (sum + f64::from(bias.unwrap()[output])).max(0.0);
         let right = right + f64::from(residual.unwrap()[index]);
-        let tolerance = 8e-7 * (inputs as f64).sqrt() + 5e-7;
+        let of_a_product = match (linear.instructions, linear.weight.weights) {
+            (Instructions::AmxHigh, Weights::F32(_) | Weights::F16(_) | Weights::Bf16(_)) => {
+                2f64.powi(-15)
+            }
+            _ => 8e-7,
+        };
+        let tolerance = of_a_product * (inputs as f64).sqrt() + 5e-7;
         assert!(
             (f64::from(*found) - right).abs() <= tolerance,
             "{name}: [{row}, {output}] is {found}, not {right}"
@@ -228,7 +243,11 @@ fn layers_are_right_with_amx() {
 }
 
 /// Queries that see `keys` all, and each some of its own.
-fn attention_is_right<U: Unit>(dim: usize, keys: usize, queries: usize) {
+fn attention_is_right<U: Unit>(
+    instructions: Instructions,
+    (dim, keys, queries): (usize, usize, usize),
+) {
+    let tolerance = if instructions == Instructions::AmxHigh { 1e-5 } else { 5e-7 };
     let (heads, head) = (3, 1);
     let width = heads * dim;
     let columns = head * dim..(head + 1) * dim;
@@ -249,7 +268,7 @@ fn attention_is_right<U: Unit>(dim: usize, keys: usize, queries: usize) {
     // Threes of which each sees those before it and itself.
     let sees = |row: usize| row / 3 * 3..row + 1;
     // SAFETY: the callers ask for what `U` needs.
-    unsafe { attention::run::<U>(&part, sees) };
+    unsafe { attention::run::<U>(&part, sees, instructions) };
     let row = |rows: &[f32], row: usize| rows[row * width..][columns.clone()].to_vec();
     for (index, found) in results.chunks(width).enumerate() {
         let query = row(&given, index);
@@ -268,7 +287,10 @@ fn attention_is_right<U: Unit>(dim: usize, keys: usize, queries: usize) {
             let right: f64 =
                 values.iter().zip(&weights).map(|(v, w)| f64::from(v[at]) * w / total).sum();
             let found = f64::from(found[columns.start + at]);
-            assert!((found - right).abs() < 5e-7, "{dim} {keys} [{index}, {at}]: {found}, {right}");
+            assert!(
+                (found - right).abs() < tolerance,
+                "{instructions:?} {dim} {keys} [{index}, {at}]: {found}, {right}"
+            );
         }
         assert!(found[..columns.start].iter().all(|x| x.is_nan()), "another head was written");
     }
@@ -280,16 +302,18 @@ fn attention_is_right_around_any_unit() {
         eprintln!("skipped: this processor has no AVX-512");
         return;
     }
-    for (dim, keys, queries) in [(20, 16, 16), (64, 50, 33), (88, 33, 47)] {
-        attention_is_right::<Plain>(dim, keys, queries);
-        if is_usable() {
-            attention_is_right::<Amx>(dim, keys, queries);
+    for shape in [(20, 16, 16), (64, 50, 33), (88, 33, 47)] {
+        for instructions in BOTH {
+            attention_is_right::<Plain>(instructions, shape);
+            if is_usable() {
+                attention_is_right::<Amx>(instructions, shape);
+            }
         }
     }
 }
 
 #[test]
-fn every_product_that_float32_has_room_for_is_taken() {
+fn every_product_that_counts_is_taken() {
     if !is_usable() {
         eprintln!("skipped: this processor has no AMX");
         return;
@@ -299,20 +323,22 @@ fn every_product_that_float32_has_room_for_is_taken() {
     let (given, weights) = (positive(3), positive(7));
     let stored: Vec<u8> = weights.iter().flat_map(|w| w.to_le_bytes()).collect();
     let weight = Weight { weights: Weights::F32(&stored), outputs: 32, inputs: 32 };
-    let linear = Linear {
-        weight,
-        finish: Finish::default(),
-        instructions: Instructions::Amx,
-        independent_rows: false,
-    };
-    for count in [16, 32] {
-        let found = run::<Amx>(&linear, &given[..count * 32]);
-        for (index, found) in found.into_iter().enumerate() {
-            let (row, output) = (index / 32, index % 32);
-            let pairs = given[row * 32..][..32].iter().zip(&weights[output * 32..][..32]);
-            let right: f64 = pairs.map(|(x, w)| f64::from(*x) * f64::from(*w)).sum();
-            let error = (f64::from(found) / right - 1.0).abs();
-            assert!(error < 2.5e-7, "[{row}, {output}] is off by {error:e} of itself");
+    // Two pieces leave 2^-17 of either number, and the product of what is behind the first ones, 2^-16.
+    for (instructions, bound) in BOTH.into_iter().zip([2.5e-7, 2f64.powi(-15)]) {
+        let linear =
+            Linear { weight, finish: Finish::default(), instructions, independent_rows: false };
+        for count in [16, 32] {
+            let found = run::<Amx>(&linear, &given[..count * 32]);
+            for (index, found) in found.into_iter().enumerate() {
+                let (row, output) = (index / 32, index % 32);
+                let pairs = given[row * 32..][..32].iter().zip(&weights[output * 32..][..32]);
+                let right: f64 = pairs.map(|(x, w)| f64::from(*x) * f64::from(*w)).sum();
+                let error = (f64::from(found) / right - 1.0).abs();
+                assert!(
+                    error < bound,
+                    "{instructions:?} [{row}, {output}] is off by {error:e} of itself"
+                );
+            }
         }
     }
 }
@@ -332,19 +358,22 @@ fn pieces_add_up_to_the_number() {
     numbers.resize(numbers.len().next_multiple_of(32), 0.0);
     for chunk in numbers.chunks_exact(32) {
         // SAFETY: AVX-512, asked above; sixteen floats and 64 bytes each.
-        let parts = unsafe {
-            let parts = pieces::<3>([
-                _mm512_loadu_ps(chunk.as_ptr()),
-                _mm512_loadu_ps(chunk[16..].as_ptr()),
-            ]);
-            parts.map(|part| std::mem::transmute::<__m512i, [u16; 32]>(part))
+        let (parts, two) = unsafe {
+            let lanes = [_mm512_loadu_ps(chunk.as_ptr()), _mm512_loadu_ps(chunk[16..].as_ptr())];
+            let bits = |part| std::mem::transmute::<__m512i, [u16; 32]>(part);
+            (pieces::<3>(lanes).map(bits), pieces::<2>(lanes).map(bits))
         };
         for (at, number) in chunk.iter().enumerate() {
             // Pairs are of an input and the one sixteen behind it.
             let place = 2 * (at % 16) + at / 16;
-            let sum: f64 = parts.iter().map(|part| f64::from(bf16::from_bits(part[place]))).sum();
+            let sum = |parts: &[[u16; 32]]| -> f64 {
+                parts.iter().map(|part| f64::from(bf16::from_bits(part[place]))).sum()
+            };
             let number = f64::from(*number);
-            assert!(sum == number || (sum.is_nan() && number.is_nan()), "{number} became {sum}");
+            let (all, two) = (sum(&parts), sum(&two));
+            assert!(all == number || (all.is_nan() && number.is_nan()), "{number} became {all}");
+            let is_near = (two - number).abs() <= number.abs() * 2f64.powi(-17);
+            assert!(is_near || (two.is_nan() && number.is_nan()), "{number} became {two}");
         }
     }
 }

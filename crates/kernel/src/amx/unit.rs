@@ -18,13 +18,14 @@ pub(crate) trait Unit {
     /// The unit is usable ([`super::is_usable`]).
     unsafe fn scope(work: impl FnOnce());
 
-    /// `sums` of the products of `depth` pairs of tiles: weights `[depth][PIECES][2]` tiles of sixteen
-    /// outputs by 32 inputs, rows `[depth][3][2]` tiles of sixteen pairs of inputs by sixteen
-    /// rows of two. Of the pieces 0, 1 and 2 of both sides those products are taken whose numbers add up to two at most.
+    /// `sums` of the products of `depth` pairs of tiles: weights `[depth][W][2]` tiles of sixteen
+    /// outputs by 32 inputs, rows `[depth][X][2]` tiles of sixteen pairs of inputs by sixteen
+    /// rows of two. `X` is three or two, `W` as many or less. Of the pieces of both sides, counted from 0, those
+    /// products are taken whose numbers add up to less than `X`.
     ///
     /// # Safety
     /// Inside of [`Unit::scope`]; the tiles are there.
-    unsafe fn floats<const PIECES: usize>(
+    unsafe fn floats<const W: usize, const X: usize>(
         weights: *const u16,
         rows: *const u16,
         depth: usize,
@@ -36,7 +37,7 @@ pub(crate) trait Unit {
     ///
     /// # Safety
     /// As [`Unit::floats`].
-    unsafe fn narrow_floats<const PIECES: usize>(
+    unsafe fn narrow_floats<const W: usize, const X: usize>(
         weights: [*const u16; 2],
         rows: *const u16,
         depth: usize,
@@ -279,7 +280,7 @@ impl Unit for Amx {
         work();
     }
 
-    unsafe fn floats<const PIECES: usize>(
+    unsafe fn floats<const W: usize, const X: usize>(
         weights: *const u16,
         rows: *const u16,
         depth: usize,
@@ -290,8 +291,8 @@ impl Unit for Amx {
         // The small products first, and an operand stays while the other changes.
         // SAFETY: what the caller promises; the registers are nobody else's inside of `scope`.
         unsafe {
-            match PIECES {
-                1 => square!(
+            match (W, X) {
+                (1, 3) => square!(
                     square,
                     PAIR,
                     3 * PAIR,
@@ -305,7 +306,7 @@ impl Unit for Amx {
                         add!("tdpbf16ps"),
                     ]
                 ),
-                2 => square!(
+                (2, 3) => square!(
                     square,
                     2 * PAIR,
                     3 * PAIR,
@@ -321,6 +322,26 @@ impl Unit for Amx {
                         right!(1),
                         add!("tdpbf16ps"),
                         right!(0),
+                        add!("tdpbf16ps"),
+                    ]
+                ),
+                (1, 2) => square!(
+                    square,
+                    PAIR,
+                    2 * PAIR,
+                    [left!(0), right!(1), add!("tdpbf16ps"), right!(0), add!("tdpbf16ps")]
+                ),
+                (2, 2) => square!(
+                    square,
+                    2 * PAIR,
+                    2 * PAIR,
+                    [
+                        left!(1),
+                        right!(0),
+                        add!("tdpbf16ps"),
+                        left!(0),
+                        add!("tdpbf16ps"),
+                        right!(1),
                         add!("tdpbf16ps"),
                     ]
                 ),
@@ -348,7 +369,7 @@ impl Unit for Amx {
         }
     }
 
-    unsafe fn narrow_floats<const PIECES: usize>(
+    unsafe fn narrow_floats<const W: usize, const X: usize>(
         [weights, second]: [*const u16; 2],
         rows: *const u16,
         depth: usize,
@@ -359,8 +380,8 @@ impl Unit for Amx {
         // The products in the order of `floats`.
         // SAFETY: as in `floats`.
         unsafe {
-            match PIECES {
-                1 => square!(
+            match (W, X) {
+                (1, 3) => square!(
                     square,
                     PAIR,
                     3 * PAIR,
@@ -375,7 +396,7 @@ impl Unit for Amx {
                     store!(twice),
                     second
                 ),
-                2 => square!(
+                (2, 3) => square!(
                     square,
                     2 * PAIR,
                     3 * PAIR,
@@ -391,6 +412,22 @@ impl Unit for Amx {
                         right!(0 narrow),
                         twice!(0),
                     ],
+                    store!(twice),
+                    second
+                ),
+                (1, 2) => square!(
+                    square,
+                    PAIR,
+                    2 * PAIR,
+                    [right!(1 narrow), twice!(0), right!(0 narrow), twice!(0)],
+                    store!(twice),
+                    second
+                ),
+                (2, 2) => square!(
+                    square,
+                    2 * PAIR,
+                    2 * PAIR,
+                    [right!(0 narrow), twice!(1), twice!(0), right!(1 narrow), twice!(0),],
                     store!(twice),
                     second
                 ),

@@ -35,7 +35,7 @@ pub(in super::super) fn rewrite(
 /// Groups that are one operator. Attention in which all see all is ONNX Runtime's where there is no AMX: it
 /// is a matter of products alone.
 fn replace_fused(graph: &mut onnx::Graph, instructions: Instructions) {
-    let has_amx = instructions == Instructions::Amx && imprompt_kernel::has_amx();
+    let has_amx = instructions != Instructions::Avx512 && imprompt_kernel::has_amx();
     let mut nodes = Vec::with_capacity(graph.node.len());
     let mut is_replaced = false;
     for node in graph.node.drain(..) {
