@@ -16,7 +16,6 @@ from PIL import Image
 from transformers import Blip2ForConditionalGeneration, Blip2Processor, CLIPModel, CLIPProcessor
 
 import art
-import augment
 import conditions
 import render
 from train_clip import Data
@@ -102,7 +101,7 @@ def main():
     data = Data(a.cache, phrases)
     step = 8 if a.quick else 1
     index = (data.artist >= 0).nonzero()[:, 0][::step]
-    result, artist = {}, {}
+    result = {}
     by = models.text(["by " + n for n in conditions.ARTISTS])
     who = lambda f, i: ((f @ by.T).argmax(1) == data.artist[i]).float().mean().item()
 
@@ -131,7 +130,6 @@ def main():
         result[key][name] = ((f @ models.text(texts).T).argmax(1) == y)[ok].float().mean().item()
 
     # The artists never trained on.
-    import dataclasses
     import types
     cs = [types.SimpleNamespace(**c) for c in phrases.cs]
     for s in art.HELD_OUT:

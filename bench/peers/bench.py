@@ -9,7 +9,7 @@ import threading
 import time
 from pathlib import Path
 
-from report import PEERS, cell, median, ratio
+from report import PEERS, cell, ratio
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]

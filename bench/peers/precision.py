@@ -127,13 +127,13 @@ def precision(bench):
     pictures = sorted(PICTURES.glob("*.png"))[:4 if bench.quick else None]
     # Float16 is kept where it is lossless alone: there is nothing to compare.
     kinds = precisions("high", "int8", "int4")
-    if len(kinds) < 3:
+    if len(kinds) < 4:
         raise Failed(f"`imprompt build` has the precisions {', '.join(kinds)} alone")
     repositories = {kind: repository(bench, "demo", kind, **common.DEMO) for kind in kinds}
     # With int4 CLIP is int8 too.
     towers = {"int8": repository(bench, "demo-clip", "int8", **common.DEMO, parts=("clip_image", "clip_text"))}
     labels = [line for table in ("flavors", "mediums", "movements", "negative")
-              for line in (demo["vocabulary"] / f"{table}.txt").read_text().splitlines()]
+              for line in (common.DEMO["vocabulary"] / f"{table}.txt").read_text().splitlines()]
     labels = [label for label in labels if label and not label.startswith("-")]  # "-1" is a flag to a command
     images = rows(bench, "demo CLIP", repositories, pictures, labels)
     prompts(bench, repositories, towers, pictures, images)

@@ -13,7 +13,7 @@ import urllib.request
 from pathlib import Path
 
 import bench as common
-from bench import CACHE, CORES, HERE, HOME, ROOT, Failed, say
+from bench import CACHE, CORES, HERE, HOME, ROOT, Failed
 
 LABELS = ["a cat", "a dog", "a croissant", "a castle", "a sailboat", "a bicycle", "a portrait of a woman",
           "a bowl of strawberries", "a mountain lake", "a street at night"]

@@ -92,7 +92,7 @@ def make(name):
     numbers = random.Random(name)
     # Every set of options first, then again as long as cases are wanted.
     wanted = GREEDY + BEAMS
-    cases, dropped, greedy_alike, single = [], 0, 0, 0
+    cases, dropped, greedy_alike = [], 0, 0
     attempts = 0
     while len(cases) < PER_MODEL:
         options = wanted[attempts % len(wanted)]

@@ -21,7 +21,6 @@ import io
 import json
 import sys
 import tempfile
-import zipfile
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent

@@ -28,7 +28,7 @@ import torch
 
 import clip_interrogator.clip_interrogator as package
 import fake_clip
-from fake_clip import FakeClip, element, image_points, mix
+from fake_clip import FakeClip, image_points, mix
 
 HERE = Path(__file__).parent
 SYLLABLES = ("ka lo mi ren tas vel bor quin sha dra pel nor fig wem zu tri ost ela mun gar hesh yol "

@@ -28,14 +28,14 @@ import torch
 import transformers
 from PIL import Image
 from safetensors.torch import save_file
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import GemmaTokenizerFast, SiglipConfig, SiglipImageProcessor, SiglipModel, SiglipTokenizer
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 sys.path.insert(0, str(HERE.parent))
 
-from clip.make import PICTURES, fill, pictures  # noqa: E402
+from clip.make import fill, pictures  # noqa: E402
 
 PICTURE = "goldens/demo/photograph-chelsea.png"
 LABELS = ["a cat", "A Cat!", "a red apple", "two dogs on the beach", "croissant", "", "rocket, " * 40]

@@ -16,7 +16,6 @@ import unicodedata
 from importlib.metadata import version
 from pathlib import Path
 
-import ftfy
 from ftfy import badness, chardata
 
 try:

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::library::library;
-use crate::support::{Answer, Server, call, demo_repository, from_environment};
+use crate::support::{Answer, Lasting, Server, call, demo_repository, from_environment};
 
 /// Where SageMaker unpacks the packages of a multi-model endpoint; the front end takes no other place.
 const MODELS: &str = "/opt/ml/models";
@@ -36,9 +36,8 @@ const MOMENT: Duration = Duration::from_millis(100);
 
 /// `ensemble` of the demo repository as a package, made once.
 pub fn package(ensemble: &str) -> PathBuf {
-    static PACKAGES: OnceLock<(TempDir, Mutex<HashMap<String, PathBuf>>)> = OnceLock::new();
-    let (folder, packages) =
-        PACKAGES.get_or_init(|| (tempfile::tempdir().unwrap(), Mutex::default()));
+    static PACKAGES: OnceLock<(Lasting, Mutex<HashMap<String, PathBuf>>)> = OnceLock::new();
+    let (folder, packages) = PACKAGES.get_or_init(|| (Lasting::new(), Mutex::default()));
     let mut packages = packages.lock().unwrap();
     let make = || repackage(folder.path(), &demo_repository(), ensemble, &library()).0;
     packages.entry(ensemble.to_owned()).or_insert_with(make).clone()

@@ -5,6 +5,7 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
 use std::os::unix::fs::symlink;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
@@ -232,10 +233,37 @@ impl Drop for Server {
     }
 }
 
+/// A folder of a static's, which is never dropped: a shell removes it when this process has ended.
+pub struct Lasting {
+    path: PathBuf,
+    _remover: Child,
+}
+
+impl Lasting {
+    pub fn new() -> Lasting {
+        let path = tempfile::tempdir().unwrap().keep();
+        let remover = Command::new("sh")
+            .args(["-c", "cat; rm -rf -- \"$0\""])
+            .arg(&path)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            // Of a group of its own: what interrupts the tests leaves it be.
+            .process_group(0)
+            .spawn()
+            .expect("sh starts");
+        Lasting { path, _remover: remover }
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
 /// The server that most tests share: the demo repository, and the models of
 /// [`test_models`]. It is killed with this process.
 pub fn server() -> &'static Server {
-    static SERVER: OnceLock<(TempDir, Server)> = OnceLock::new();
+    static SERVER: OnceLock<(Lasting, Server)> = OnceLock::new();
     let (_, server) = SERVER.get_or_init(|| {
         let models = test_models();
         let server = Server::start(&[&demo_repository(), models.path()], &[]);
@@ -246,8 +274,8 @@ pub fn server() -> &'static Server {
 }
 
 /// Copies of the demo's preprocessing that one test each has for itself.
-fn test_models() -> TempDir {
-    let folder = tempfile::tempdir().unwrap();
+fn test_models() -> Lasting {
+    let folder = Lasting::new();
     // Nothing but the backend's name: the rest is completed.
     preprocess_model(folder.path(), "completed", "");
     preprocess_model(folder.path(), "ledger", "");

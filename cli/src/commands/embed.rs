@@ -9,8 +9,10 @@ use crate::arguments::Embed;
 use crate::ask::{Answer, Asker, Question};
 use crate::talk::Result;
 
-/// Requests given to the stages together in this process.
-const TOGETHER: usize = 8;
+/// Pictures given to the stages together in this process.
+const PICTURES: usize = 8;
+/// As many texts take a text tower as long as a picture.
+const TEXTS: usize = 128;
 
 /// The line of a picture.
 #[derive(Serialize)]
@@ -32,7 +34,7 @@ pub fn run(arguments: &Embed) -> Result<()> {
         return texts(arguments);
     }
     let asker = Asker::open(&arguments.place, "embed_image")?;
-    run::pictures(&arguments.paths, asker, TOGETHER, Question::picture, |path, _, answer, _| {
+    run::pictures(&arguments.paths, asker, PICTURES, Question::picture, |path, _, answer, _| {
         show(path, answer)
     })
 }
@@ -45,7 +47,7 @@ pub fn show(path: &Path, answer: &Answer) -> Result<()> {
 
 fn texts(arguments: &Embed) -> Result<()> {
     let mut asker = Asker::open(&arguments.place, "embed_text")?;
-    for texts in arguments.text.chunks(asker.at_once(TOGETHER)) {
+    for texts in arguments.text.chunks(asker.at_once(TEXTS)) {
         let questions = texts.iter().map(|text| Question::default().text("text", Some(text)));
         for (text, answer) in texts.iter().zip(asker.ask(questions.collect())) {
             run::json(&TextLine { text, embedding: answer?.numbers("embedding")? })?;
