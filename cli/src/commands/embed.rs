@@ -11,7 +11,7 @@ use crate::talk::Result;
 
 /// Pictures given to the stages together in this process.
 const PICTURES: usize = 8;
-/// As many texts take a text tower as long as a picture.
+/// Texts given to them together: those of a length are one run of the text tower.
 const TEXTS: usize = 128;
 
 /// The line of a picture.

@@ -36,11 +36,15 @@ fn embeds(name: &str, form: Option<Form>, kernels: bool) -> (Vec<f32>, usize, u6
             graph
         }
     };
-    for file in &graph.weight_files {
-        std::fs::copy(source.join(file), folder.path().join(file)).unwrap();
-    }
+    copy_weights(&graph, &source, folder.path());
     let dimension = facts.projection_dim;
     (encode_with(&graph, folder.path(), facts, kernels), dimension, bytes)
+}
+
+fn copy_weights(graph: &Graph, source: &Path, folder: &Path) {
+    for file in &graph.weight_files {
+        std::fs::copy(source.join(file), folder.join(file)).unwrap();
+    }
 }
 
 /// What `graph` makes of some rows, its weights in `folder`.
@@ -93,9 +97,7 @@ fn a_graph_of_high_precision_is_multiplied_so_where_there_is_amx() {
     let source = golden("quick_gelu");
     let ClipGraphs { text, facts, .. } = clip_graphs(&source).unwrap();
     let folder = tempfile::tempdir().unwrap();
-    for file in &text.weight_files {
-        std::fs::copy(source.join(file), folder.path().join(file)).unwrap();
-    }
+    copy_weights(&text, &source, folder.path());
     let embeds = |graph, kernels| encode_with(graph, folder.path(), facts.clone(), kernels);
     let high = high(&text).unwrap();
     let [exact, rounded] = [&text, &high].map(|graph| embeds(graph, true));

@@ -79,8 +79,7 @@ pub struct Target {
 /// the graph is none.
 pub fn for_gpu(graph: &Graph, target: &Target) -> Result<Graph> {
     let compute = target.compute;
-    let mut model = onnx::Model::decode(graph.bytes.as_slice())
-        .map_err(|error| Error::internal(format!("a graph cannot be read back: {error}")))?;
+    let mut model = graph.model()?;
     let inner =
         model.graph.as_mut().ok_or_else(|| Error::internal("a model has no graph in it"))?;
     for port in inner.input.iter_mut().chain(&mut inner.output) {
@@ -545,8 +544,7 @@ pub type PortLengths = (String, Vec<Length>);
 /// # Errors
 /// `Internal` when the graph is none.
 pub fn ports(graph: &Graph) -> Result<[Vec<PortLengths>; 2]> {
-    let model = onnx::Model::decode(graph.bytes.as_slice())
-        .map_err(|error| Error::internal(format!("a graph cannot be read back: {error}")))?;
+    let model = graph.model()?;
     let graph = model.graph.unwrap_or_default();
     Ok([graph.input, graph.output].map(|ports| ports.into_iter().map(lengths).collect()))
 }

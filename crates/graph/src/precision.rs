@@ -1,7 +1,6 @@
 //! Graphs that are multiplied less exactly than float32.
 
-use imprompt_error::{Error, Result};
-use imprompt_onnx as onnx;
+use imprompt_error::Result;
 use prost::Message as _;
 
 use crate::builder::Graph;
@@ -12,8 +11,7 @@ use crate::builder::Graph;
 /// # Errors
 /// `Internal` when the graph is none.
 pub fn high(graph: &Graph) -> Result<Graph> {
-    let mut model = onnx::Model::decode(graph.bytes.as_slice())
-        .map_err(|error| Error::internal(format!("a graph cannot be read back: {error}")))?;
+    let mut model = graph.model()?;
     model.set_high_precision();
     Ok(Graph { bytes: model.encode_to_vec(), ..graph.clone() })
 }

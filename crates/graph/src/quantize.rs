@@ -229,8 +229,7 @@ impl Plan {
 /// # Errors
 /// `BadModel` naming the weight file that cannot be read; `Internal` when the graph is none.
 pub fn quantize(graph: &Graph, form: Form, name: &str, folder: &Path) -> Result<(Graph, Plan)> {
-    let mut model = onnx::Model::decode(graph.bytes.as_slice())
-        .map_err(|error| Error::internal(format!("a graph cannot be read back: {error}")))?;
+    let mut model = graph.model()?;
     let mut plan = Plan::default();
     let Some(inner) = model.graph.as_mut() else { return Ok((graph.clone(), plan)) };
     let tensors: HashMap<&str, &onnx::Tensor> =

@@ -122,6 +122,17 @@ pub struct Graph {
     pub opset: i64,
 }
 
+impl Graph {
+    /// What the `.onnx` file says.
+    ///
+    /// # Errors
+    /// `Internal` when it is no graph.
+    pub(crate) fn model(&self) -> Result<proto::Model> {
+        proto::Model::decode(self.bytes.as_slice())
+            .map_err(|error| Error::internal(format!("a graph cannot be read back: {error}")))
+    }
+}
+
 /// Builds one graph over one model's weights.
 #[derive(Debug)]
 pub struct GraphBuilder<'w> {

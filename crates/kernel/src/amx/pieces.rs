@@ -1,6 +1,7 @@
 //! Floats as bfloat16 pieces, laid out in tiles.
 
 use std::arch::x86_64::*;
+use std::marker::PhantomData;
 use std::ops::Range;
 
 use super::{TILE_BYTES, TILE_ROWS};
@@ -16,8 +17,8 @@ pub(super) const PAIR: usize = 2 * TILE;
 
 /// 32 float32 numbers as `N` of bfloat16: three that add up to them, but for what is below 2^-126, or two that do where
 /// they have sixteen bits at most, else as nearly as sixteen bits can. Each is rounded to nearest but a third, which
-/// has eight bits by itself. A pair of inputs is one of the first sixteen and the one sixteen behind it. NaN stays one, in what is
-/// left; an infinity becomes one.
+/// has eight bits by itself. A pair of inputs is one of the first sixteen and the one sixteen behind it. NaN stays
+/// one, in what is left; an infinity becomes one.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 pub(super) fn pieces<const N: usize>([mut low, mut high]: [__m512; 2]) -> [__m512i; N] {
@@ -59,59 +60,38 @@ pub(super) trait Parted {
     unsafe fn load(start: *const u8, left: usize) -> [__m512i; 3];
 }
 
+/// A stored form that is widened to float32 first, in `N` pieces.
+pub(super) struct Widened<S, const N: usize>(PhantomData<S>);
 /// float32, in three pieces.
-pub(super) struct Three;
+pub(super) type Three = Widened<Single, 3>;
 /// float32, in the two of its first sixteen bits.
-pub(super) struct Rounded;
+pub(super) type Rounded = Widened<Single, 2>;
 /// float16, in two: it has eleven bits.
-pub(super) struct Two;
+pub(super) type Two = Widened<Half, 2>;
 /// bfloat16.
 pub(super) struct One;
 
 /// The pieces of a stored form that is widened first.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-unsafe fn widened<S: Stored, const N: usize>(start: *const u8, left: usize) -> [__m512i; N] {
+unsafe fn widened<S: Stored, const N: usize>(start: *const u8, left: usize) -> [__m512i; 3] {
     // SAFETY: what the caller of `load` promises.
-    unsafe {
+    let lanes = unsafe {
         let behind = start.wrapping_add(S::BYTES * LANES);
-        pieces([S::load(start, first(left)), S::load(behind, first(left.saturating_sub(LANES)))])
-    }
+        [S::load(start, first(left)), S::load(behind, first(left.saturating_sub(LANES)))]
+    };
+    let mut all = [_mm512_setzero_si512(); 3];
+    all[..N].copy_from_slice(&pieces::<N>(lanes));
+    all
 }
 
-impl Parted for Three {
-    const BYTES: usize = Single::BYTES;
+impl<S: Stored, const N: usize> Parted for Widened<S, N> {
+    const BYTES: usize = S::BYTES;
 
     #[inline(always)]
     unsafe fn load(start: *const u8, left: usize) -> [__m512i; 3] {
         // SAFETY: what the caller promises.
-        unsafe { widened::<Single, 3>(start, left) }
-    }
-}
-
-impl Parted for Rounded {
-    const BYTES: usize = Single::BYTES;
-
-    #[inline(always)]
-    unsafe fn load(start: *const u8, left: usize) -> [__m512i; 3] {
-        // SAFETY: what the caller promises.
-        unsafe {
-            let [one, two] = widened::<Single, 2>(start, left);
-            [one, two, _mm512_setzero_si512()]
-        }
-    }
-}
-
-impl Parted for Two {
-    const BYTES: usize = Half::BYTES;
-
-    #[inline(always)]
-    unsafe fn load(start: *const u8, left: usize) -> [__m512i; 3] {
-        // SAFETY: what the caller promises.
-        unsafe {
-            let [one, two] = widened::<Half, 2>(start, left);
-            [one, two, _mm512_setzero_si512()]
-        }
+        unsafe { widened::<S, N>(start, left) }
     }
 }
 
