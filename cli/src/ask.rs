@@ -93,6 +93,7 @@ impl Question {
     pub fn to_generate(&self) -> Map<String, Value> {
         let value = |tensor: &Tensor<'_>| match &tensor.data {
             Data::F32(values) => values.first().map(|value| Value::from(*value)),
+            Data::Held(_) => None,
             Data::I32(values) => values.first().map(|value| Value::from(*value)),
             Data::Bytes(values) if tensor.name == "image" => {
                 values.first().map(|value| STANDARD.encode(value).into())
@@ -109,6 +110,8 @@ impl Question {
         self.0.iter().fold(InferRequest::new(), |request, tensor| {
             let shape: Vec<i64> = tensor.shape.iter().map(|&size| size as i64).collect();
             let values = match &tensor.data {
+                // A question is made of values on the host.
+                Data::Held(_) => return request,
                 Data::F32(values) => Values::F32(values.to_vec()),
                 Data::I32(values) => Values::I32(values.to_vec()),
                 Data::Bytes(values) => Values::Bytes(values.iter().map(|v| v.to_vec()).collect()),
@@ -140,10 +143,8 @@ impl Answer {
 
     /// The numbers of an output.
     pub fn numbers(&self, name: &str) -> Result<&[f32]> {
-        match &self.tensor(name)?.data {
-            Data::F32(values) => Ok(values),
-            other => Err(wrong_type(name, &other.dtype().to_string(), "FP32")),
-        }
+        let data = &self.tensor(name)?.data;
+        data.floats()?.ok_or_else(|| wrong_type(name, &data.dtype().to_string(), "FP32"))
     }
 
     /// The one number of an output.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use imprompt_error::{Cancellation, Result};
 use imprompt_host::Worker;
-use imprompt_stage::{self as stage, Placement, Sink as _};
+use imprompt_stage::{self as stage, Gpu, GpuStream, Placement, Sink as _};
 
 use super::bindings::{self as sys, TRITONBACKEND_ModelInstance, TRITONBACKEND_Request};
 use super::error::check;
@@ -21,6 +21,8 @@ use super::statistics::{Times, now};
 struct InstanceState {
     model: Arc<ModelState>,
     worker: Worker,
+    /// By which inputs that lie on the instance's GPU are taken over there.
+    inbox: Option<GpuStream>,
 }
 
 /// `TRITONBACKEND_ModelInstanceInitialize`.
@@ -44,7 +46,11 @@ pub(super) unsafe fn initialize(instance: *mut TRITONBACKEND_ModelInstance) -> R
         _ => Placement::Cpu,
     };
     let worker = Worker::new(Arc::clone(&model.stage), placement)?;
-    let own = state::give(InstanceState { model, worker });
+    let inbox = match placement {
+        Placement::Gpu(ordinal) => Some(Gpu::open(ordinal)?.stream()?),
+        Placement::Cpu => None,
+    };
+    let own = state::give(InstanceState { model, worker, inbox });
     // SAFETY: the caller's word; on success Triton keeps the state for `finalize`.
     let kept = check("ModelInstanceSetState", unsafe {
         sys::TRITONBACKEND_ModelInstanceSetState(instance, own)
@@ -210,8 +216,8 @@ impl InstanceState {
 
     fn gather<'a>(&self, request: &'a Request) -> Result<stage::Request<'a>> {
         request.check()?;
-        let inputs = request.inputs()?;
-        let (batch, inputs) = imprompt_host::gather(&inputs, self.model.stage.signature())?;
+        let inputs = request.inputs(self.inbox.as_ref())?;
+        let (batch, inputs) = imprompt_host::gather(inputs, self.model.stage.signature())?;
         let outputs = Some(request.outputs()?);
         Ok(stage::Request { batch, inputs, outputs, cancellation: request })
     }

@@ -1,12 +1,13 @@
 //! A request as a value that is answered and released exactly once.
 
+use std::ffi::c_void;
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use imprompt_error::{Cancellation, Error, Result};
-use imprompt_host::RawInput;
-use imprompt_stage::{Dtype, Gpu, Tensor};
+use imprompt_host::{RawBytes, RawInput};
+use imprompt_stage::{Dtype, Gpu, GpuBuffer, GpuStream, Tensor};
 
 use super::bindings::{
     self as sys, TRITONBACKEND_Input, TRITONBACKEND_ModelInstance, TRITONBACKEND_Request,
@@ -54,17 +55,18 @@ impl Request {
         self.raw.as_ptr()
     }
 
-    /// All inputs with all their buffers.
-    pub(super) fn inputs(&self) -> Result<Vec<RawInput<'_>>> {
+    /// All inputs with all their buffers. Floats that lie on the GPU of `inbox` are copied to memory of
+    /// its there, all else on a GPU to the host.
+    pub(super) fn inputs(&self, inbox: Option<&GpuStream>) -> Result<Vec<RawInput<'_>>> {
         let mut count = 0;
         // SAFETY: the request is live until `self` is dropped; so throughout.
         check("RequestInputCount", unsafe {
             sys::TRITONBACKEND_RequestInputCount(self.as_ptr(), &mut count)
         })?;
-        (0..count).map(|index| self.input(index)).collect()
+        (0..count).map(|index| self.input(index, inbox)).collect()
     }
 
-    fn input(&self, index: u32) -> Result<RawInput<'_>> {
+    fn input(&self, index: u32, inbox: Option<&GpuStream>) -> Result<RawInput<'_>> {
         let mut input = ptr::null_mut();
         // SAFETY: as above.
         check("RequestInputByIndex", unsafe {
@@ -95,45 +97,41 @@ impl Request {
             sys::TRITONSERVER_TYPE_BYTES => Some(Dtype::Bytes),
             _ => None,
         };
-        let pieces = (0..buffer_count).map(|index| self.piece(name, input, index));
-        Ok(RawInput { name, dtype, shape, pieces: pieces.collect::<Result<_>>()? })
+        let in_error = |error: Error| error.context(format_args!("input `{name}`"));
+        let inbox = inbox.filter(|_| dtype == Some(Dtype::Fp32) && buffer_count == 1);
+        let buffers = (0..buffer_count).map(|index| Buffer::of(input, index));
+        let buffers: Vec<Buffer> = buffers.collect::<Result<_>>()?;
+        if let (Some(inbox), [buffer]) = (inbox, buffers.as_slice())
+            && let Some(copy) = buffer.copied_to(inbox).map_err(in_error)?
+        {
+            return Ok(RawInput { name, dtype, shape, bytes: RawBytes::OnGpu(copy) });
+        }
+        let pieces = buffers.iter().map(|buffer| self.piece(buffer).map_err(in_error));
+        let bytes = RawBytes::Pieces(pieces.collect::<Result<_>>()?);
+        Ok(RawInput { name, dtype, shape, bytes })
     }
 
-    fn piece(&self, name: &str, input: *mut TRITONBACKEND_Input, index: u32) -> Result<&[u8]> {
-        let (mut buffer, mut len) = (ptr::null(), 0);
-        let (mut memory_type, mut memory_id) = (sys::TRITONSERVER_MEMORY_CPU, 0);
-        // SAFETY: `input` belongs to this live request.
-        check("InputBuffer", unsafe {
-            sys::TRITONBACKEND_InputBuffer(
-                input,
-                index,
-                &mut buffer,
-                &mut len,
-                &mut memory_type,
-                &mut memory_id,
-            )
-        })?;
-        if !is_host(memory_type) {
-            // SAFETY: `len` bytes of that GPU's memory, as Triton says, whose writer is done.
-            let copied = unsafe { self.copy_from_gpu(memory_id, buffer as u64, len) };
-            return copied.map_err(|error| error.context(format_args!("input `{name}`")));
+    fn piece(&self, buffer: &Buffer) -> Result<&[u8]> {
+        if let Some(ordinal) = buffer.gpu {
+            // SAFETY: as many bytes of that GPU's memory, as Triton says, whose writer is done.
+            return unsafe { self.copy_from_gpu(ordinal, buffer.base as u64, buffer.len) };
         }
         // SAFETY: `len` bytes of host memory that the request keeps until its release.
-        unsafe { slice(buffer.cast::<u8>(), len) }
+        unsafe { slice(buffer.base.cast::<u8>(), buffer.len) }
     }
 
     /// The `len` bytes at `address` of GPU `ordinal`'s memory, on the host.
     ///
     /// # Safety
     /// There are as many, and nothing writes them any more.
-    unsafe fn copy_from_gpu(&self, ordinal: i64, address: u64, len: u64) -> Result<&[u8]> {
+    unsafe fn copy_from_gpu(&self, ordinal: usize, address: u64, len: u64) -> Result<&[u8]> {
         let too_much = || Error::out_of_memory(format_args!("{len} bytes of GPU memory"));
         let len = usize::try_from(len).map_err(|_| too_much())?;
         let mut bytes = Vec::new();
         bytes.try_reserve_exact(len).map_err(|_| too_much())?;
         bytes.resize(len, 0);
         // SAFETY: the caller's word.
-        unsafe { Gpu::open(usize::try_from(ordinal).unwrap_or(0))?.read(address, &mut bytes)? };
+        unsafe { Gpu::open(ordinal)?.read(address, &mut bytes)? };
         let bytes = bytes.into_boxed_slice();
         let start = bytes.as_ptr();
         self.copies.lock().unwrap_or_else(PoisonError::into_inner).push(bytes);
@@ -214,9 +212,51 @@ impl Cancellation for Request {
     }
 }
 
-/// True for memory that the CPU reads and writes.
-pub(super) fn is_host(memory_type: sys::TRITONSERVER_MemoryType) -> bool {
-    matches!(memory_type, sys::TRITONSERVER_MEMORY_CPU | sys::TRITONSERVER_MEMORY_CPU_PINNED)
+/// One buffer of an input.
+struct Buffer {
+    base: *const c_void,
+    len: u64,
+    /// Whose memory it is; none of the host's.
+    gpu: Option<usize>,
+}
+
+impl Buffer {
+    /// Buffer `index` of `input`, which belongs to a live request.
+    fn of(input: *mut TRITONBACKEND_Input, index: u32) -> Result<Self> {
+        let (mut base, mut len) = (ptr::null(), 0);
+        let (mut memory_type, mut memory_id) = (sys::TRITONSERVER_MEMORY_CPU, 0);
+        // SAFETY: `input` belongs to a live request.
+        check("InputBuffer", unsafe {
+            sys::TRITONBACKEND_InputBuffer(
+                input,
+                index,
+                &mut base,
+                &mut len,
+                &mut memory_type,
+                &mut memory_id,
+            )
+        })?;
+        Ok(Buffer { base, len, gpu: gpu_of(memory_type, memory_id) })
+    }
+
+    /// A copy of it, where it is on the GPU of `inbox`.
+    fn copied_to(&self, inbox: &GpuStream) -> Result<Option<GpuBuffer>> {
+        if self.gpu != Some(inbox.device().ordinal()) {
+            return Ok(None);
+        }
+        let len = usize::try_from(self.len)
+            .map_err(|_| Error::out_of_memory(format_args!("{} bytes of GPU memory", self.len)))?;
+        // SAFETY: as many bytes of that GPU's memory, as Triton says, whose writer is done; the request
+        // keeps them until its release.
+        unsafe { inbox.copy_of(self.base as u64, len) }.map(Some)
+    }
+}
+
+/// The GPU whose memory this is; none for memory that the CPU reads and writes.
+pub(super) fn gpu_of(memory_type: sys::TRITONSERVER_MemoryType, memory_id: i64) -> Option<usize> {
+    let is_host =
+        matches!(memory_type, sys::TRITONSERVER_MEMORY_CPU | sys::TRITONSERVER_MEMORY_CPU_PINNED);
+    (!is_host).then(|| usize::try_from(memory_id).unwrap_or(0))
 }
 
 /// `len` elements at `base`; of no elements, wherever `base` points.

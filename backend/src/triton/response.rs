@@ -1,16 +1,16 @@
 //! A response as a value: sent, or deleted when dropped.
 
-use std::ffi::CString;
+use std::ffi::{CString, c_void};
 use std::ptr::{self, NonNull};
 
 use imprompt_error::{Error, Result};
-use imprompt_stage::{Data, Dtype, Gpu, Tensor};
+use imprompt_stage::{Data, Dtype, Gpu, Held as _, HeldRows, Tensor};
 
 use super::bindings::{
     self as sys, TRITONBACKEND_Output, TRITONBACKEND_Response, TRITONSERVER_Error,
 };
 use super::error::{OwnedError, check};
-use super::request::{Request, is_host};
+use super::request::{Request, gpu_of};
 
 /// A response that is not sent yet.
 pub(super) struct Response(NonNull<TRITONBACKEND_Response>);
@@ -66,6 +66,7 @@ impl Response {
             )
         })?;
         match &tensor.data {
+            Data::Held(rows) => held(&of, output, rows),
             Data::F32(values) => fill(&of, output, size_of_val(&**values), copy(values)),
             Data::I32(values) => fill(&of, output, size_of_val(&**values), copy(values)),
             Data::Bytes(values) => {
@@ -104,42 +105,94 @@ impl Drop for Response {
     }
 }
 
+/// An output's buffer: `len` bytes for us alone until the response is sent.
+struct Buffer {
+    base: NonNull<c_void>,
+    len: usize,
+    /// Whose memory it is; none of the host's.
+    gpu: Option<usize>,
+}
+
+impl Buffer {
+    /// Has Triton give `output`, which has none yet, `len` bytes, on GPU `wanted` if it can. `None`
+    /// without bytes.
+    fn of(
+        name: &str,
+        output: *mut TRITONBACKEND_Output,
+        len: usize,
+        wanted: Option<usize>,
+    ) -> Result<Option<Self>> {
+        let mut base = ptr::null_mut();
+        let (mut memory_type, mut memory_id) = match wanted {
+            None => (sys::TRITONSERVER_MEMORY_CPU, 0),
+            Some(ordinal) => {
+                (sys::TRITONSERVER_MEMORY_GPU, i64::try_from(ordinal).unwrap_or_default())
+            }
+        };
+        // SAFETY: `output` belongs to a response that is not sent yet, and has no buffer so far.
+        check("OutputBuffer", unsafe {
+            sys::TRITONBACKEND_OutputBuffer(
+                output,
+                &mut base,
+                len as u64,
+                &mut memory_type,
+                &mut memory_id,
+            )
+        })?;
+        if len == 0 {
+            return Ok(None);
+        }
+        let base = NonNull::new(base)
+            .ok_or_else(|| Error::out_of_memory(format!("{name}: {len} bytes")))?;
+        Ok(Some(Buffer { base, len, gpu: gpu_of(memory_type, memory_id) }))
+    }
+
+    /// Has `write` fill it, by way of the host where it is on a GPU.
+    fn fill(self, name: &str, write: impl FnOnce(&mut [u8]) -> Result<()>) -> Result<()> {
+        let base = self.base.as_ptr();
+        let Some(ordinal) = self.gpu else {
+            // SAFETY: host memory, ours alone by what `of` was promised; written, never read.
+            return write(unsafe { std::slice::from_raw_parts_mut(base.cast::<u8>(), self.len) });
+        };
+        let mut bytes = vec![0; self.len];
+        write(&mut bytes)?;
+        let gpu = Gpu::open(ordinal)?;
+        // SAFETY: that GPU's memory, ours alone as above.
+        let written = unsafe { gpu.write(base as u64, &bytes) };
+        written.map_err(|error| error.context(name))
+    }
+}
+
 /// Has `write` fill an output's buffer of `len` bytes, which lies in host memory, or in a GPU's where
 /// the client has its own there.
 fn fill(
-    of: &str,
+    name: &str,
     output: *mut TRITONBACKEND_Output,
     len: usize,
     write: impl FnOnce(&mut [u8]) -> Result<()>,
 ) -> Result<()> {
-    let mut base = ptr::null_mut();
-    let (mut memory_type, mut memory_id) = (sys::TRITONSERVER_MEMORY_CPU, 0);
-    // SAFETY: `output` belongs to a response that is not sent yet, and has no buffer so far.
-    check("OutputBuffer", unsafe {
-        sys::TRITONBACKEND_OutputBuffer(
-            output,
-            &mut base,
-            len as u64,
-            &mut memory_type,
-            &mut memory_id,
-        )
-    })?;
-    if len == 0 {
-        return write(&mut []);
+    match Buffer::of(name, output, len, None)? {
+        Some(buffer) => buffer.fill(name, write),
+        None => write(&mut []),
     }
-    if base.is_null() {
-        return Err(Error::out_of_memory(format!("{of}: {len} bytes")));
+}
+
+/// Fills an output's buffer with `rows`: on the GPU that has them, where Triton takes them there.
+fn held(name: &str, output: *mut TRITONBACKEND_Output, rows: &HeldRows) -> Result<()> {
+    let spans = rows.settled()?.unwrap_or_default();
+    let wanted = spans.first().map(|span| span.stream().device().ordinal());
+    let len = rows.elements() * size_of::<f32>();
+    let Some(buffer) = Buffer::of(name, output, len, wanted)? else { return Ok(()) };
+    if wanted.is_none() || buffer.gpu != wanted {
+        return buffer.fill(name, copy(rows.to_host()?.as_slice::<f32>()?));
     }
-    if !is_host(memory_type) {
-        let mut bytes = vec![0; len];
-        write(&mut bytes)?;
-        let gpu = Gpu::open(usize::try_from(memory_id).unwrap_or(0))?;
-        // SAFETY: `len` bytes of that GPU's memory for us alone until the response is sent.
-        let written = unsafe { gpu.write(base as u64, &bytes) };
-        return written.map_err(|error| error.context(of));
+    let mut address = buffer.base.as_ptr() as u64;
+    for span in spans {
+        // SAFETY: the buffer has room for all of them, and is ours alone until the response is sent.
+        unsafe { span.copy_to(address) }.map_err(|error| error.context(name))?;
+        address += span.len() as u64;
     }
-    // SAFETY: `len` bytes for us alone until the response is sent; written, never read.
-    write(unsafe { std::slice::from_raw_parts_mut(base.cast::<u8>(), len) })
+    Ok(())
 }
 
 /// Writes `values` as they lie in memory: Triton's tensors have the machine's byte order.

@@ -252,10 +252,8 @@ fn is_lacking(repository: &Path, ensemble: &str) -> bool {
 }
 
 fn numbers(response: &Response) -> Result<&[f32]> {
-    let found = response.iter().find_map(|tensor| match &tensor.data {
-        Data::F32(values) if tensor.name == "embedding" => Some(&**values),
-        _ => None,
-    });
+    let found = response.iter().find(|tensor| tensor.name == "embedding");
+    let found = found.map(|tensor| tensor.data.floats()).transpose()?.flatten();
     found.ok_or_else(|| Failure::new("an answer has no embedding"))
 }
 

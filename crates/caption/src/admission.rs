@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use imprompt_engine::Floats;
 use imprompt_error::{Error, Result};
 use imprompt_graph::{CaptionFacts, QFormerTextFacts};
 
@@ -13,7 +14,7 @@ use crate::scheduler::{Limits, Sequence};
 #[derive(Clone, Debug)]
 pub(crate) struct Newcomer {
     /// As [`CaptionRequest::picture`].
-    pub(crate) picture: Vec<f32>,
+    pub(crate) picture: Floats<'static>,
     /// What the Q-Former reads, where it does.
     pub(crate) qformer_ids: Vec<u32>,
     /// What the language model reads.
@@ -54,10 +55,7 @@ impl Admission {
         request.cancel.check()?;
         let length = prompt.positions(&self.facts);
         self.limits.fit(length, &request.options)?;
-        let mut picture = Vec::new();
-        let reserved = picture.try_reserve_exact(request.picture.len());
-        reserved.map_err(|_| Error::out_of_memory("a picture"))?;
-        picture.extend_from_slice(request.picture);
+        let picture = request.picture.kept()?;
         let qformer_ids = request.qformer_ids.unwrap_or_default().to_vec();
         Ok(Sequence {
             length,

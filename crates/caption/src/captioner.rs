@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-use imprompt_engine::{CacheSpec, Engine, EngineOptions, Held, Input, Runtime, TensorView};
+use imprompt_engine::{CacheSpec, Engine, EngineOptions, Floats, Held, Input, Runtime, TensorView};
 use imprompt_error::{Cancellation, Error, Result};
 use imprompt_graph::CaptionFacts;
 use imprompt_graph::captioner::{DECODER_GRAPH, MEMORY_GRAPH, QFORMER_GRAPH};
@@ -16,12 +16,12 @@ use crate::pictures::{PictureEncoder, check_ports, one};
 use crate::scheduler::{Event, Limits, Model, Scheduler, Stop};
 
 /// One picture and what shall be said about it.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub struct CaptionRequest<'a> {
-    /// Pixel values `[3, image_size, image_size]`, as the model's image processor makes
+    /// Pixel values `[1, 3, image_size, image_size]`, as the model's image processor makes
     /// them; or, for a captioner that has no image encoder, what a [`PictureEncoder`] makes
     /// of those.
-    pub picture: &'a [f32],
+    pub picture: Floats<'a>,
     /// The token ids that the caption continues or answers, special tokens
     /// included, as the model's tokenizer makes them. `None`: no text.
     pub prompt_ids: Option<&'a [u32]>,
@@ -252,10 +252,10 @@ impl Captioner {
     pub fn encode<'a>(
         &mut self,
         pictures: usize,
-        values: &'a [f32],
+        values: impl Into<Floats<'a>>,
         texts: &[&[u32]],
     ) -> Result<Encoded<'a>> {
-        self.engines.encode(pictures, values, texts)
+        self.engines.encode(pictures, values.into(), texts)
     }
 }
 
@@ -263,7 +263,7 @@ impl Engines {
     fn encode<'a>(
         &mut self,
         pictures: usize,
-        values: &'a [f32],
+        values: Floats<'a>,
         texts: &[&[u32]],
     ) -> Result<Encoded<'a>> {
         let encoded = match &mut self.encoder {
@@ -275,10 +275,7 @@ impl Engines {
         let (ids, tokens) = padded(texts.iter().copied());
         let lengths: Vec<i64> = texts.iter().map(|text| text.len() as i64).collect();
         let picture_shape = [pictures, positions, width];
-        let picture = match &encoded {
-            Encoded::Held(held) => Input::from(held),
-            Encoded::Given(values) => TensorView::new(&picture_shape, values)?.into(),
-        };
+        let picture = encoded.input(&picture_shape)?;
         let (token_shape, batch_shape) = ([pictures, tokens], [pictures]);
         let inputs = [
             ("image_embeds", picture),
@@ -295,20 +292,16 @@ impl Model for Engines {
 
     /// Encodes the pictures of those that start, together, and reads their prompts.
     fn prefill(&mut self, slots: Range<usize>, newcomers: &[Newcomer]) -> Result<HeldLogits> {
-        // One sequence, the usual case, is not copied.
-        let joined: Vec<f32>;
-        let pictures = match newcomers {
-            [one] => &one.picture,
-            many => {
-                joined = many.iter().flat_map(|newcomer| &newcomer.picture).copied().collect();
-                &joined
-            }
-        };
+        let pictures: Vec<&Floats<'_>> =
+            newcomers.iter().map(|newcomer| &newcomer.picture).collect();
+        let pictures = Floats::joined(&pictures)?;
         let texts: Vec<&[u32]> =
             newcomers.iter().map(|newcomer| newcomer.qformer_ids.as_slice()).collect();
         let prompts: Vec<&Prompt> = newcomers.iter().map(|newcomer| &newcomer.prompt).collect();
         let encoded = self.encode(newcomers.len(), pictures, &texts)?;
-        self.decoder.prefill(slots, encoded.as_slice()?, &prompts)
+        let facts = self.facts.clone();
+        let shape = [newcomers.len(), facts.picture_positions, facts.picture_width];
+        self.decoder.prefill(slots, encoded.input(&shape)?, &prompts)
     }
 
     fn step(&mut self, lengths: &[usize], tokens: &[u32]) -> Result<HeldLogits> {
@@ -326,18 +319,26 @@ pub enum Encoded<'a> {
     /// As an engine gave them.
     Held(Box<dyn Held>),
     /// As they came.
-    Given(&'a [f32]),
+    Given(Floats<'a>),
 }
 
 impl Encoded<'_> {
-    /// The values.
+    /// The values, on the host.
     ///
     /// # Errors
-    /// `Internal` when an engine gave another type.
+    /// `Internal` when an engine gave another type, or a device cannot be read.
     pub fn as_slice(&self) -> Result<&[f32]> {
         match self {
             Encoded::Held(held) => held.as_slice::<f32>(),
-            Encoded::Given(values) => Ok(values),
+            Encoded::Given(floats) => floats.to_host(),
+        }
+    }
+
+    /// As the input of a run, which has `shape`: on a GPU where they are.
+    fn input<'s>(&'s self, shape: &'s [usize]) -> Result<Input<'s>> {
+        match self {
+            Encoded::Held(held) => Ok(held.into()),
+            Encoded::Given(floats) => floats.input(shape),
         }
     }
 }

@@ -107,7 +107,8 @@ struct History {
 
 /// What one run appends, a row for each sequence.
 struct Appended<'a> {
-    picture_embeds: &'a [f32],
+    /// `[sequences, picture_positions, picture_width]`, where the decoder reads pictures.
+    pictures: Option<Input<'a>>,
     input_ids: Vec<i64>,
     write_index: Vec<i64>,
     lengths: Vec<i64>,
@@ -146,20 +147,18 @@ impl Decoder {
     fn write_memory(
         &mut self,
         slots: Range<usize>,
-        pictures: &[f32],
+        pictures: Input<'_>,
         prompts: &[&Prompt],
     ) -> Result<()> {
         let (Some(engine), Some(memory)) = (&mut self.memory, &self.facts.memory) else {
             return Ok(());
         };
-        let picture_shape = [prompts.len(), self.facts.picture_positions, self.facts.picture_width];
         let rows = prompts.iter().map(|prompt| prompt.memory_ids.as_slice());
         let (input_ids, tokens) = padded(rows);
         let lengths: Vec<i64> =
             prompts.iter().map(|prompt| prompt.memory_ids.len() as i64).collect();
         let (token_shape, batch_shape) = ([prompts.len(), tokens], [prompts.len()]);
-        let mut inputs: Vec<(&str, Input<'_>)> =
-            vec![("picture_embeds", TensorView::new(&picture_shape, pictures)?.into())];
+        let mut inputs = vec![("picture_embeds", pictures)];
         if memory.holds_text {
             inputs.push(("input_ids", TensorView::new(&token_shape, &input_ids)?.into()));
             inputs.push(("lengths", TensorView::new(&batch_shape, &lengths)?.into()));
@@ -182,13 +181,13 @@ impl Decoder {
     fn run(&mut self, slots: Range<usize>, batch: &Appended<'_>) -> Result<HeldLogits> {
         let sequences = slots.len();
         let tokens = batch.input_ids.len() / sequences;
-        let prefix = batch.picture_embeds.len() / sequences / self.facts.picture_width;
+        let prefix = batch.pictures.map_or(0, |pictures| pictures.shape()[1]);
         let start = batch.write_index.iter().max().copied().unwrap_or(0);
         let keys = self.looked_at("past_key_values.", start as usize + prefix + tokens);
         let key_positions = first(&self.positions, keys)?;
         let seen = batch.memory_lengths.iter().max().copied().unwrap_or(0);
         let memory_positions = first(&self.positions, self.looked_at("memory.", seen as usize))?;
-        let picture_shape = [sequences, prefix, self.facts.picture_width];
+        let no_picture = [sequences, 0, self.facts.picture_width];
         let (token_shape, batch_shape) = ([sequences, tokens], [sequences]);
         let (key_shape, memory_shape) = ([key_positions.len()], [memory_positions.len()]);
         let mut inputs: Vec<(&str, Input<'_>)> = vec![
@@ -198,8 +197,8 @@ impl Decoder {
             ("key_positions", TensorView::new(&key_shape, key_positions)?.into()),
         ];
         if self.facts.memory.is_none() {
-            let pictures = TensorView::new(&picture_shape, batch.picture_embeds)?;
-            inputs.push(("picture_embeds", pictures.into()));
+            let none = TensorView::new::<f32>(&no_picture, &[])?;
+            inputs.push(("picture_embeds", batch.pictures.unwrap_or(none.into())));
         }
         if self.facts.memory_holds_text() {
             let lengths = TensorView::new(&batch_shape, batch.memory_lengths)?;
@@ -218,7 +217,7 @@ impl Decoder {
     fn compute(
         &mut self,
         slots: Range<usize>,
-        pictures: &[f32],
+        pictures: Input<'_>,
         prompts: &[&Prompt],
     ) -> Result<HeldLogits> {
         self.write_memory(slots.clone(), pictures, prompts)?;
@@ -228,7 +227,7 @@ impl Decoder {
             false => Vec::new(),
         };
         let batch = Appended {
-            picture_embeds: if self.facts.memory.is_none() { pictures } else { &[] },
+            pictures: self.facts.memory.is_none().then_some(pictures),
             input_ids,
             write_index: vec![0; prompts.len()],
             lengths: prompts.iter().map(|p| p.positions(&self.facts) as i64).collect(),
@@ -238,11 +237,11 @@ impl Decoder {
     }
 
     /// Starts the sequences of `prompts` in `slots`; `pictures` are f32 `[sequences,
-    /// picture_positions, picture_width]`.
+    /// picture_positions, picture_width]`, wherever they are.
     pub(crate) fn prefill(
         &mut self,
         slots: Range<usize>,
-        pictures: &[f32],
+        pictures: Input<'_>,
         prompts: &[&Prompt],
     ) -> Result<HeldLogits> {
         self.memories.truncate(slots.start);
@@ -254,7 +253,7 @@ impl Decoder {
         if let Some(histories) = &mut self.histories {
             histories.truncate(slots.start);
             let size = self.facts.picture_positions * self.facts.picture_width;
-            for (prompt, picture) in prompts.iter().zip(pictures.chunks_exact(size)) {
+            for (prompt, picture) in prompts.iter().zip(pictures.floats()?.chunks_exact(size)) {
                 let prompt = Prompt::clone(prompt);
                 histories.push(History { picture: picture.to_vec(), prompt });
             }
@@ -271,8 +270,10 @@ impl Decoder {
             }
             let pictures: Vec<f32> =
                 histories.iter().flat_map(|history| &history.picture).copied().collect();
+            let shape = [tokens.len(), self.facts.picture_positions, self.facts.picture_width];
             let prompts: Vec<&Prompt> = histories.iter().map(|history| &history.prompt).collect();
-            let logits = self.compute(0..tokens.len(), &pictures, &prompts);
+            let logits = TensorView::new(&shape, &pictures)
+                .and_then(|pictures| self.compute(0..tokens.len(), pictures.into(), &prompts));
             self.histories = Some(histories);
             return logits;
         }
@@ -282,7 +283,7 @@ impl Decoder {
             false => Vec::new(),
         };
         let batch = Appended {
-            picture_embeds: &[],
+            pictures: None,
             input_ids: tokens.iter().map(|id| i64::from(*id)).collect(),
             write_index: lengths.iter().map(|length| *length as i64).collect(),
             lengths: vec![1; tokens.len()],

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use imprompt_engine::{Engine, EngineOptions, Held, Input, Runtime, TensorView};
+use imprompt_engine::{Engine, EngineOptions, Floats, Held, Input, Runtime};
 use imprompt_error::{Error, Result};
 use imprompt_graph::CaptionFacts;
 use imprompt_graph::captioner::{QFORMER_GRAPH, VISION_GRAPH};
@@ -45,10 +45,15 @@ impl PictureEncoder {
     ///
     /// # Errors
     /// `Internal` when the pixels are not of that shape; what the engine reports.
-    pub fn encode(&mut self, pictures: usize, pixel_values: &[f32]) -> Result<Box<dyn Held>> {
+    pub fn encode<'a>(
+        &mut self,
+        pictures: usize,
+        pixel_values: impl Into<Floats<'a>>,
+    ) -> Result<Box<dyn Held>> {
+        let pixel_values = pixel_values.into();
         let shape = [pictures, 3, self.image_size, self.image_size];
-        let pixels = TensorView::new(&shape, pixel_values)?;
-        let image = one(self.vision.run(&[("pixel_values", pixels.into())], &["image_embeds"])?)?;
+        let pixels = pixel_values.input(&shape)?;
+        let image = one(self.vision.run(&[("pixel_values", pixels)], &["image_embeds"])?)?;
         let Some(qformer) = &mut self.qformer else { return Ok(image) };
         one(qformer.run(&[("image_embeds", Input::from(&image))], &["query_embeds"])?)
     }

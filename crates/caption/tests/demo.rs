@@ -5,8 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use imprompt_caption::{CaptionRequest, Captioner, CaptionerOptions, GenerationOptions};
-use imprompt_engine::EngineOptions;
 use imprompt_engine::onnxruntime::{OnnxRuntime, OnnxRuntimeOptions};
+use imprompt_engine::{EngineOptions, Floats};
 use imprompt_error::Uncancellable;
 use imprompt_graph::caption_graphs;
 use imprompt_picture::{Limits, Preprocessor, Scratch, decode};
@@ -90,7 +90,7 @@ fn captions_of_the_demo_model_are_transformers() {
         .iter()
         .zip(&prompts)
         .map(|(pixel_values, prompt_ids)| CaptionRequest {
-            picture: pixel_values,
+            picture: Floats::from(pixel_values),
             prompt_ids: prompt_ids.as_deref(),
             qformer_ids: None,
             options: GenerationOptions::greedy(expected.max_new_tokens),

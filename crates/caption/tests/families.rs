@@ -10,7 +10,9 @@ use imprompt_caption::{
     GenerationOptions, PictureEncoder, Sampling, Stop, Told,
 };
 use imprompt_engine::onnxruntime::{OnnxRuntime, OnnxRuntimeOptions};
-use imprompt_engine::{CacheSpec, EngineOptions, Held, Input, Runtime, TensorView};
+use imprompt_engine::{
+    CacheSpec, EngineOptions, Floats, Held, HeldRows, Input, Runtime, TensorView,
+};
 use imprompt_error::{CancelFlag, Kind, Uncancellable};
 use imprompt_graph::{CaptionFacts, caption_graphs};
 use safetensors::SafeTensors;
@@ -135,7 +137,7 @@ fn options() -> CaptionerOptions {
 
 fn request<'a>(case: &'a Case, pictures: &'a [Vec<f32>]) -> CaptionRequest<'a> {
     CaptionRequest {
-        picture: &pictures[case.picture],
+        picture: Floats::from(&pictures[case.picture]),
         prompt_ids: case.prompt_ids.as_deref(),
         qformer_ids: case.qformer_ids.as_deref(),
         options: GenerationOptions::greedy(case.max_new_tokens),
@@ -253,20 +255,32 @@ fn a_captioner_in_halves_says_the_same() {
         let (folder, options) = (golden.folder.path(), options());
         let mut encoder = PictureEncoder::open(folder, &facts, runtime(), &options.engine).unwrap();
         let [positions, width] = facts.encoded_shape();
-        let pictures: Vec<Vec<f32>> = golden
+        let held: Vec<HeldRows> = golden
             .pictures()
             .iter()
             .map(|pixel_values| {
                 let encoded = encoder.encode(1, pixel_values).unwrap();
                 assert_eq!(encoded.shape(), [1, positions, width], "{model}");
-                encoded.as_slice::<f32>().unwrap().to_vec()
+                HeldRows::new(encoded).unwrap()
             })
+            .collect();
+        let pictures: Vec<Vec<f32>> = held
+            .iter()
+            .map(|rows| Floats::Held(rows.clone()).to_host().unwrap().to_vec())
             .collect();
         let mut decoder = Captioner::open_decoder(folder, facts, runtime(), &options).unwrap();
         let requests: Vec<_> = golden.cases.iter().map(|case| request(case, &pictures)).collect();
         assert_eq!(captions(&mut decoder, &requests), golden.expected(), "{model}");
+        // Left where the encoder has them, alone and beside one on the host.
+        let mut left: Vec<_> = golden.cases.iter().map(|case| request(case, &pictures)).collect();
+        for (request, case) in left.iter_mut().zip(&golden.cases) {
+            request.picture = Floats::Held(held[case.picture].clone());
+        }
+        assert_eq!(captions(&mut decoder, &left), golden.expected(), "{model}");
+        left[0].picture = requests[0].picture.clone();
+        assert_eq!(captions(&mut decoder, &left), golden.expected(), "{model}");
         let pixels = golden.pictures();
-        let wrong = CaptionRequest { picture: &pixels[0], ..requests[0] };
+        let wrong = CaptionRequest { picture: Floats::from(&pixels[0]), ..requests[0].clone() };
         let error = decoder.caption(&[wrong]).pop().unwrap().unwrap_err();
         assert_eq!(error.kind(), Kind::InvalidInput, "{model}: {error}");
     }
@@ -281,7 +295,11 @@ fn captions_are_transformers_alone_and_batched() {
         let requests: Vec<_> = golden.cases.iter().map(|case| request(case, &pictures)).collect();
         let mut captioner = golden.captioner(&options());
         for (request, expected) in requests.iter().zip(golden.expected()) {
-            assert_eq!(captions(&mut captioner, &[*request]), [expected], "{model}, alone");
+            assert_eq!(
+                captions(&mut captioner, std::slice::from_ref(request)),
+                [expected],
+                "{model}, alone"
+            );
         }
         // All at once: prompts of all lengths side by side, more than there are
         // slots, so that some wait for others to leave.
@@ -352,7 +370,7 @@ impl Generation {
             sampling: None,
         };
         CaptionRequest {
-            picture: &pictures[self.picture],
+            picture: Floats::from(&pictures[self.picture]),
             prompt_ids: self.prompt_ids.as_deref(),
             qformer_ids: self.qformer_ids.as_deref(),
             options,
@@ -383,7 +401,7 @@ fn beams_and_penalties_are_transformers_alone_and_batched() {
         let expected: Vec<_> = cases.iter().map(Generation::generated).collect();
         let mut captioner = golden.captioner(&options());
         for ((request, expected), case) in requests.iter().zip(&expected).zip(0..) {
-            let found = captions(&mut captioner, &[*request]);
+            let found = captions(&mut captioner, std::slice::from_ref(request));
             assert_eq!(found[0], *expected, "{model}, case {case}: {:?}", request.options);
         }
         let together = captions(&mut captioner, &requests);
@@ -410,7 +428,7 @@ fn drawn_captions_hang_on_their_seed_alone() {
     let mut captioner = golden.captioner(&options());
     let together = captions(&mut captioner, &requests);
     for (request, expected) in requests.iter().zip(&together) {
-        assert_eq!(captions(&mut captioner, &[*request])[0], *expected);
+        assert_eq!(captions(&mut captioner, std::slice::from_ref(request))[0], *expected);
     }
     let different: BTreeSet<_> = together.iter().map(|caption| &caption.ids).collect();
     assert!(different.len() > 15, "{} captions of 20", different.len());
@@ -446,15 +464,18 @@ fn bad_requests_leave_their_neighbours_alone() {
     cancelled.cancel();
     let room = golden.facts.max_positions.unwrap() - golden.facts.prefix_positions() - 1;
     let batch = [
-        CaptionRequest { picture: &pictures[0][1..], ..good },
-        CaptionRequest { prompt_ids: Some(&[]), ..good },
-        CaptionRequest { prompt_ids: Some(&[2, 96]), ..good },
-        good,
-        CaptionRequest { options: GenerationOptions::greedy(0), ..good },
-        CaptionRequest { options: GenerationOptions::greedy(room + 2), ..good },
-        CaptionRequest { cancel: &cancelled, ..good },
-        CaptionRequest { options: GenerationOptions::greedy(room + 1), ..good },
-        CaptionRequest { options: GenerationOptions { num_beams: 9, ..good.options }, ..good },
+        CaptionRequest { picture: Floats::from(&pictures[0][1..]), ..good.clone() },
+        CaptionRequest { prompt_ids: Some(&[]), ..good.clone() },
+        CaptionRequest { prompt_ids: Some(&[2, 96]), ..good.clone() },
+        good.clone(),
+        CaptionRequest { options: GenerationOptions::greedy(0), ..good.clone() },
+        CaptionRequest { options: GenerationOptions::greedy(room + 2), ..good.clone() },
+        CaptionRequest { cancel: &cancelled, ..good.clone() },
+        CaptionRequest { options: GenerationOptions::greedy(room + 1), ..good.clone() },
+        CaptionRequest {
+            options: GenerationOptions { num_beams: 9, ..good.options },
+            ..good.clone()
+        },
     ];
     let mut captioner = golden.captioner(&options());
     let outcomes = captioner.caption(&batch);
@@ -476,11 +497,11 @@ fn a_text_that_the_qformer_cannot_read_is_refused() {
     let pictures = golden.pictures();
     let good = request(&golden.cases[0], &pictures);
     let batch = [
-        CaptionRequest { qformer_ids: None, ..good },
-        CaptionRequest { qformer_ids: Some(&[95, 1, 2, 3, 4, 5, 6, 96]), ..good },
-        CaptionRequest { qformer_ids: Some(&[95, 101, 96]), ..good },
-        CaptionRequest { prompt_ids: None, ..good },
-        good,
+        CaptionRequest { qformer_ids: None, ..good.clone() },
+        CaptionRequest { qformer_ids: Some(&[95, 1, 2, 3, 4, 5, 6, 96]), ..good.clone() },
+        CaptionRequest { qformer_ids: Some(&[95, 101, 96]), ..good.clone() },
+        CaptionRequest { prompt_ids: None, ..good.clone() },
+        good.clone(),
     ];
     let outcomes = golden.captioner(&options()).caption(&batch);
     let messages: Vec<_> =
@@ -513,7 +534,7 @@ fn cancellation_acts_between_steps() {
     for looks in 0..6 {
         let after = After(0.into(), looks);
         let mut batch = others.clone();
-        batch.insert(1, CaptionRequest { cancel: &after, ..others[0] });
+        batch.insert(1, CaptionRequest { cancel: &after, ..others[0].clone() });
         let mut outcomes = captioner.caption(&batch);
         let outcome = outcomes.remove(1);
         let found: Vec<_> = outcomes.into_iter().map(Result::unwrap).collect();

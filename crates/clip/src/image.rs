@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use imprompt_engine::{ElementType, Engine, EngineOptions, Runtime, TensorView};
+use imprompt_engine::{ElementType, Engine, EngineOptions, Floats, Runtime};
 use imprompt_error::{Error, Result};
 use imprompt_graph::ClipFacts;
 use imprompt_graph::clip::IMAGE_GRAPH;
@@ -52,15 +52,19 @@ impl ImageEncoder {
     /// # Errors
     /// `Internal` when the pixels do not fill the shape; what the engine
     /// reports.
-    pub fn encode(&mut self, pixel_values: &[f32], batch: usize) -> Result<Vec<f32>> {
+    pub fn encode<'a>(
+        &mut self,
+        pixel_values: impl Into<Floats<'a>>,
+        batch: usize,
+    ) -> Result<Vec<f32>> {
+        let pixel_values = pixel_values.into();
         if batch == 0 {
             return Ok(Vec::new());
         }
         let size = self.facts.image_size;
         let shape = [batch, self.facts.channels, size, size];
-        let pixels =
-            TensorView::new(&shape, pixel_values).map_err(|error| error.context("pixel_values"))?;
-        let outputs = self.engine.run(&[("pixel_values", pixels.into())], &["image_embeds"])?;
+        let pixels = pixel_values.input(&shape).map_err(|error| error.context("pixel_values"))?;
+        let outputs = self.engine.run(&[("pixel_values", pixels)], &["image_embeds"])?;
         let embeds = outputs.first().ok_or_else(|| Error::internal("no image_embeds"))?;
         Ok(embeds.as_slice::<f32>()?.to_vec())
     }

@@ -428,8 +428,8 @@ fn wrong_rows_are_errors() {
     assert_close("after errors", &found, &golden.text_embeds, 1e-5);
 
     let mut images = golden.image_encoder();
-    assert_eq!(images.encode(&[0.0; 5], 1).unwrap_err().kind(), Kind::Internal);
-    assert!(images.encode(&[], 0).unwrap().is_empty());
+    assert_eq!(images.encode(&vec![0.0; 5], 1).unwrap_err().kind(), Kind::Internal);
+    assert!(images.encode(&Vec::new(), 0).unwrap().is_empty());
 }
 
 #[test]

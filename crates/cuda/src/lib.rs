@@ -15,7 +15,7 @@ mod stream;
 mod table;
 
 pub use device::{ComputeCapability, Device};
-pub use feed::Feed;
+pub use feed::{Feed, Part};
 pub use graph::Graph;
 pub use memory::{Buffer, Pitch, Span};
 pub use ranking::{Chunks, Ranking};

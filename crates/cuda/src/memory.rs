@@ -1,9 +1,10 @@
 //! Memory of a GPU.
 
-use cudarc::driver::{CudaSlice, DevicePtr as _, DriverError, sys};
+use cudarc::driver::{CudaSlice, DevicePtr as _, DriverError, result, sys};
 use imprompt_error::{Error, Result};
 
 use crate::Stream;
+use crate::device::failed;
 
 /// Bytes on a device, freed when dropped, after the work that its stream was given before.
 #[derive(Debug)]
@@ -81,15 +82,18 @@ impl<'b> Span<'b> {
         Span { stream, address, len }
     }
 
-    /// The first `len` of them.
+    /// The `len` of them from byte `start` on.
     ///
     /// # Errors
-    /// `Internal` when there are not so many.
-    pub fn first(self, len: usize) -> Result<Self> {
-        if len > self.len {
-            return Err(Error::internal(format!("{len} bytes of {} on the GPU", self.len)));
+    /// `Internal` when they reach out of it.
+    pub fn part(self, start: usize, len: usize) -> Result<Self> {
+        if !fits(start, len, self.len) {
+            return Err(Error::internal(format!(
+                "{len} bytes from byte {start} on of {} on the GPU",
+                self.len
+            )));
         }
-        Ok(Span { len, ..self })
+        Ok(Span { address: self.address + start as u64, len, ..self })
     }
 
     /// How many.
@@ -126,6 +130,25 @@ impl<'b> Span<'b> {
         }
         // SAFETY: as many are allocated, and all that writes them is given to the stream.
         unsafe { self.stream.read(self.address(), into) }
+    }
+
+    /// Copies them to `address` of the same device, and waits until they are there.
+    ///
+    /// # Safety
+    /// As many bytes are allocated there, and nothing else uses them meanwhile.
+    ///
+    /// # Errors
+    /// What went wrong in the work that was given before; what the driver says.
+    pub unsafe fn copy_to(&self, address: u64) -> Result<()> {
+        self.stream.bind()?;
+        if !self.is_empty() {
+            let stream = self.stream.stream.cu_stream();
+            // SAFETY: the caller's word for `address`; as many are allocated here, and all that writes
+            // them is given to the stream.
+            unsafe { result::memcpy_dtod_async(address, self.address, self.len, stream) }
+                .map_err(|error| failed(&error, "copying on the GPU"))?;
+        }
+        self.stream.synchronize()
     }
 }
 

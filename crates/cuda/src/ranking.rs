@@ -10,7 +10,7 @@ use half::f16;
 use imprompt_error::{Error, Result};
 
 use crate::device::failed;
-use crate::{Buffer, Feed, Span, Stream, Table};
+use crate::{Buffer, Feed, Part, Span, Stream, Table};
 
 /// `kernels/ranking.cu` for any card from compute capability 7.5 on: the driver makes of it what the
 /// card runs.
@@ -327,7 +327,7 @@ impl Ranking {
 
     /// Brings the values of images to the device: where they are, until the next ones.
     fn image(&mut self, values: &[f32]) -> Result<u64> {
-        let mut there = self.images.load(&[bytemuck::cast_slice(values)])?;
+        let mut there = self.images.load(&[Part::Host(bytemuck::cast_slice(values))])?;
         there.next().ok_or_else(|| Error::internal("an image that is nowhere"))
     }
 }

@@ -101,6 +101,25 @@ impl Stream {
         Ok(())
     }
 
+    /// A copy of the `bytes` bytes at `address` of the device, which is there when this returns.
+    ///
+    /// # Safety
+    /// As many bytes are allocated there, what wrote them is done, and nothing writes them meanwhile.
+    ///
+    /// # Errors
+    /// `OutOfMemory`; what the driver says.
+    pub unsafe fn copy_of(&self, address: u64, bytes: usize) -> Result<Buffer> {
+        let copy = self.zeros(bytes)?;
+        if bytes > 0 {
+            let to = copy.address();
+            // SAFETY: the caller's word for `address`; the copy has as many bytes.
+            unsafe { result::memcpy_dtod_async(to, address, bytes, self.stream.cu_stream()) }
+                .map_err(|error| failed(&error, "copying on the GPU"))?;
+        }
+        self.synchronize()?;
+        Ok(copy)
+    }
+
     /// Copies rows inside the device's memory: `pitch.rows` times `pitch.width` bytes, a row every
     /// `pitch.stride` bytes, from `from` to `to`.
     ///

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use bytemuck::cast_slice;
 use half::f16;
-use imprompt_cuda::{Chunks, Device, Feed, Ranking, Stream, Table};
+use imprompt_cuda::{Chunks, Device, Feed, Part, Ranking, Stream, Table};
 use imprompt_interrogate::rank::{Stages, dot, rank, rank_exact};
 use imprompt_similarity::similarities;
 
@@ -158,7 +158,7 @@ fn products_with_texts_have_the_processors_bits() {
             .map(|rows| noise(rows * dimension, seed + rows as u32))
             .into_iter()
             .collect();
-        let parts: Vec<&[u8]> = runs.iter().map(|run| cast_slice(run)).collect();
+        let parts: Vec<Part<'_>> = runs.iter().map(|run| Part::Host(cast_slice(run))).collect();
         ranking.compare_texts(&image, 534).unwrap();
         for span in feed.spans(&parts).unwrap() {
             ranking.add(span).unwrap();
@@ -251,9 +251,9 @@ fn what_is_wrong_is_said() {
     let other = Device::open(0).unwrap().stream().unwrap();
     let mut feed = Feed::new(&other).unwrap();
     let values = [0_u8; 256];
-    assert!(ranking.add(feed.spans(&[&values]).unwrap()[0]).is_err(), "no comparison");
+    assert!(ranking.add(feed.spans(&[Part::Host(&values)]).unwrap()[0]).is_err(), "no comparison");
     ranking.compare_texts(&noise(64, 2), 1).unwrap();
-    assert!(ranking.add(feed.spans(&[&values]).unwrap()[0]).is_err(), "another stream");
+    assert!(ranking.add(feed.spans(&[Part::Host(&values)]).unwrap()[0]).is_err(), "another stream");
 }
 
 /// Median milliseconds of one of `work`.
@@ -314,7 +314,7 @@ fn a_large_table_in_little_time() {
     }
     let embeds = noise(2048 * dimension, 11);
     let mut feed = Feed::new(&stream).unwrap();
-    let spans = feed.spans(&[cast_slice(&embeds)]).unwrap();
+    let spans = feed.spans(&[Part::Host(cast_slice(&embeds))]).unwrap();
     let texts = timed(|| {
         ranking.compare_texts(&images[..dimension], 2048).unwrap();
         ranking.add(spans[0]).unwrap();

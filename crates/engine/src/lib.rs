@@ -10,6 +10,8 @@
 //! [`onnxruntime`] is the engine of the CPU path.
 
 mod cache;
+mod floats;
+mod held_rows;
 mod host_copy;
 pub mod manifest;
 pub mod onnxruntime;
@@ -24,9 +26,12 @@ use imprompt_error::Result;
 pub use imprompt_kernel::Instructions;
 
 pub use imprompt_cuda::{
-    Chunks as GpuChunks, Device as Gpu, Ranking as GpuRanking, Span as GpuSpan, Table as GpuTable,
+    Buffer as GpuBuffer, Chunks as GpuChunks, Device as Gpu, Part as GpuPart,
+    Ranking as GpuRanking, Span as GpuSpan, Stream as GpuStream, Table as GpuTable,
 };
 
+pub use floats::Floats;
+pub use held_rows::{HeldRows, settled_on};
 pub use host_copy::HostCopy;
 
 pub use cache::{CacheEntry, CacheSpec, SlotLength};
@@ -51,7 +56,7 @@ pub struct Port {
 }
 
 /// A tensor an engine holds: the output of a run, on whatever device it is.
-pub trait Held: Send + fmt::Debug {
+pub trait Held: Send + Sync + fmt::Debug {
     /// The type of its elements.
     fn element_type(&self) -> ElementType;
 
@@ -71,6 +76,23 @@ pub trait Held: Send + fmt::Debug {
     /// # Errors
     /// `Internal` when the memory is gone.
     fn on_gpu(&self) -> Result<Option<GpuSpan<'_>>> {
+        Ok(None)
+    }
+
+    /// Waits until it is written, so that work of any stream may read it.
+    ///
+    /// # Errors
+    /// What went wrong in the work that writes it.
+    fn settle(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Its elements on a GPU, one piece behind the other, where they are settled there: what an engine of
+    /// any runtime on that GPU may read.
+    ///
+    /// # Errors
+    /// `Internal` when the memory is gone.
+    fn settled(&self) -> Result<Option<Vec<GpuSpan<'_>>>> {
         Ok(None)
     }
 
@@ -96,6 +118,28 @@ pub enum Input<'a> {
     View(TensorView<'a>),
     /// A tensor that an engine of the same runtime holds.
     Held(&'a dyn Held),
+}
+
+impl<'a> Input<'a> {
+    /// Its dimensions.
+    #[must_use]
+    pub fn shape(&self) -> &'a [usize] {
+        match self {
+            Input::View(view) => view.shape(),
+            Input::Held(held) => held.shape(),
+        }
+    }
+
+    /// Its elements on the host.
+    ///
+    /// # Errors
+    /// `Internal` when they are not float32, or the device cannot be read.
+    pub fn floats(&self) -> Result<&'a [f32]> {
+        match self {
+            Input::View(view) => view.as_slice(),
+            Input::Held(held) => held.as_slice(),
+        }
+    }
 }
 
 impl<'a> From<TensorView<'a>> for Input<'a> {

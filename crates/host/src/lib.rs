@@ -9,7 +9,7 @@ mod memory_words;
 mod scatter;
 mod worker;
 
-pub use gather::{RawInput, gather};
+pub use gather::{RawBytes, RawInput, gather};
 pub use imprompt_error::catch;
 pub use memory_words::client_message;
 pub use scatter::wanted_outputs;

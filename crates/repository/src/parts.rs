@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use half::f16;
 use imprompt_caption::{CaptionRequest, Captioner, GenerationOptions, Told};
+use imprompt_engine::Floats;
 use imprompt_error::{Error, Result, Uncancellable};
 use imprompt_interrogate::{
     Config, Interrogator, LabelEmbeds, LabelTable, PromptEncoder, Scoring, SharedBytes, Table,
@@ -226,7 +227,7 @@ impl CaptionerPart {
         let requests: Vec<CaptionRequest<'_>> = pixel_values
             .chunks_exact(pixel_values.len() / batch.max(1))
             .map(|pixel_values| CaptionRequest {
-                picture: pixel_values,
+                picture: Floats::from(pixel_values),
                 prompt_ids: None,
                 qformer_ids: Some(empty),
                 options,

@@ -7,7 +7,7 @@ use imprompt_invocation::{Answer, labels, probabilities, prompt};
 use serde::{Deserialize, Serialize};
 
 use crate::invoked::asked;
-use crate::{Data, Placement, Request, Response, Signature, Stage, StageKind, StageModel, Tensor};
+use crate::{Placement, Request, Response, Signature, Stage, StageKind, StageModel, Tensor};
 
 /// The stage file of `answer`.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -65,9 +65,9 @@ fn answer(request: &Request<'_>) -> Result<Response> {
 }
 
 fn scores<'a>(request: &'a Request<'_>, name: &str) -> Result<&'a [f32]> {
-    match request.input(name).map(|tensor| &tensor.data) {
-        Some(Data::F32(values)) => Ok(values),
-        _ => Err(Error::invalid(
+    match request.input(name).map(|tensor| tensor.data.floats()).transpose()?.flatten() {
+        Some(values) => Ok(values),
+        None => Err(Error::invalid(
             "fields `prompt`, `labels` and `vocabulary`: not answered by this model, which makes \
              prompts alone",
         )),
@@ -77,6 +77,7 @@ fn scores<'a>(request: &'a Request<'_>, name: &str) -> Result<&'a [f32]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Data;
     use imprompt_error::Uncancellable;
 
     fn said(inputs: Vec<Tensor<'static>>) -> Result<String> {

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use imprompt_caption::PictureEncoder;
+use imprompt_engine::{Floats, Held as _, HeldRows};
 use imprompt_error::{Error, Result};
 use imprompt_graph::CaptionFacts;
 use serde::{Deserialize, Serialize};
@@ -72,58 +73,86 @@ struct CaptionVision {
 
 impl Stage for CaptionVision {
     fn execute(&mut self, requests: &[Request<'_>]) -> Vec<Result<Response>> {
-        let size = self.shared.facts.image_size;
-        let len = 3 * size * size;
-        let read: Vec<Result<(&[f32], Vec<bool>)>> =
-            requests.iter().map(|request| self.shared.read(request, len)).collect();
-        // The pictures of all requests that need a caption are encoded together.
-        let mut pixel_values = Vec::new();
-        for (pictures, wanted) in read.iter().flatten() {
-            for (picture, wanted) in pictures.chunks_exact(len).zip(wanted) {
-                if *wanted {
-                    pixel_values.extend_from_slice(picture);
-                }
-            }
-        }
-        let embeds = match pixel_values.len() / len {
-            0 => Ok(Vec::new()),
-            count => self.encode(count, &pixel_values),
-        };
-        let [positions, width] = self.shared.facts.encoded_shape();
+        let read: Vec<Result<Asked<'_>>> =
+            requests.iter().map(|request| self.shared.read(request)).collect();
+        let encoded = self.encode(&read);
         let mut taken = 0;
         read.into_iter()
             .zip(requests)
             .map(|(read, request)| {
-                let (_, wanted) = read?;
-                let embeds = embeds.as_ref().map_err(Error::clone)?;
+                let Asked { wanted, .. } = read?;
+                let count = wanted.iter().filter(|wanted| **wanted).count();
+                let own = taken..taken + count;
+                taken += count;
+                let encoded = encoded.as_ref().map_err(Error::clone)?;
+                let [positions, width] = self.shared.facts.encoded_shape();
+                let shape = vec![request.batch, positions, width];
                 let each = positions * width;
+                if let Some(rows) = encoded.as_ref().filter(|_| count == request.batch) {
+                    // Left where they are: a decoder on the same GPU reads them there.
+                    let rows = rows.part(own.start * each, shape)?;
+                    return Ok(vec![Tensor::held("picture_embeds", rows)]);
+                }
                 // Nobody reads the zeros of the others.
                 let mut values = vec![0.0; request.batch * each];
-                let rows = values.chunks_exact_mut(each).zip(wanted).filter(|(_, wanted)| *wanted);
-                for (row, _) in rows {
-                    row.copy_from_slice(&embeds[taken..][..each]);
-                    taken += each;
+                if let Some(rows) = encoded.as_ref().filter(|_| count > 0) {
+                    let found = rows.part(own.start * each, vec![count, positions, width])?;
+                    let found = found.to_host()?.as_slice::<f32>()?.chunks_exact(each);
+                    let places = values.chunks_exact_mut(each).zip(wanted);
+                    for ((place, _), found) in places.filter(|(_, wanted)| *wanted).zip(found) {
+                        place.copy_from_slice(found);
+                    }
                 }
-                let shape = vec![request.batch, positions, width];
                 Ok(vec![Tensor::f32("picture_embeds", shape, values)])
             })
             .collect()
     }
 }
 
+/// What a request asks for.
+struct Asked<'a> {
+    pixel_values: Floats<'a>,
+    /// Which of its pictures need a caption.
+    wanted: Vec<bool>,
+}
+
 impl CaptionVision {
-    fn encode(&mut self, pictures: usize, pixel_values: &[f32]) -> Result<Vec<f32>> {
-        Ok(self.encoder.encode(pictures, pixel_values)?.as_slice::<f32>()?.to_vec())
+    /// The pictures of all requests that need a caption, encoded together; nothing where none does.
+    fn encode(&mut self, read: &[Result<Asked<'_>>]) -> Result<Option<HeldRows>> {
+        let item = self.shared.item();
+        let len = item.iter().product::<usize>();
+        let mut pictures: Vec<Floats<'_>> = Vec::new();
+        for Asked { pixel_values, wanted } in read.iter().flatten() {
+            // Neighbours go together, so that a request's memory is used as it is.
+            let mut start = 0;
+            for group in wanted.chunk_by(|a, b| a == b) {
+                if group[0] {
+                    let shape = [&[group.len()], &item[..]].concat();
+                    pictures.push(pixel_values.part(start * len, &shape)?);
+                }
+                start += group.len();
+            }
+        }
+        let parts: Vec<&Floats<'_>> = pictures.iter().collect();
+        let pixel_values = Floats::joined(&parts)?;
+        match pixel_values.len() / len {
+            0 => Ok(None),
+            count => HeldRows::new(self.encoder.encode(count, pixel_values)?).map(Some),
+        }
     }
 }
 
 impl Shared {
-    /// The pixels of a request, `len` a picture, and which pictures need a caption.
-    fn read<'a>(&self, request: &'a Request<'_>, len: usize) -> Result<(&'a [f32], Vec<bool>)> {
+    /// The shape of a picture.
+    fn item(&self) -> [usize; 3] {
+        [3, self.facts.image_size, self.facts.image_size]
+    }
+
+    fn read<'a>(&self, request: &'a Request<'_>) -> Result<Asked<'a>> {
         request.cancellation.check()?;
-        let pixel_values = request.f32("pixel_values", len)?;
+        let pixel_values = request.floats("pixel_values", &self.item())?;
         let known = KnownCaptions::new(request, self.parameters.max_text_bytes)?;
         let wanted = (0..request.batch).map(|item| Ok(known.of(item)?.is_none()));
-        Ok((pixel_values, wanted.collect::<Result<_>>()?))
+        Ok(Asked { pixel_values, wanted: wanted.collect::<Result<_>>()? })
     }
 }

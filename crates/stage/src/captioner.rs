@@ -7,6 +7,7 @@ use std::sync::Arc;
 use imprompt_caption::{
     CaptionRequest, Captioner, CaptionerOptions, GenerationOptions, SharedCaptioner, Tell, Told,
 };
+use imprompt_engine::Floats;
 use imprompt_error::{Error, Result};
 use imprompt_graph::CaptionFacts;
 use imprompt_interrogate::Mode;
@@ -203,7 +204,7 @@ impl CaptionerStage {
         requests: &[Request<'_>],
         tell: Option<&mut Tell<'_>>,
     ) -> Vec<Result<Response>> {
-        let read: Vec<Result<(&[f32], Vec<Item>)>> =
+        let read: Vec<Result<(Vec<Floats<'_>>, Vec<Item>)>> =
             requests.iter().map(|request| self.shared.read(request)).collect();
         let milliseconds = self.shared.parameters.deadline_ms;
         let deadlines: Vec<Deadline<'_>> = requests
@@ -212,15 +213,14 @@ impl CaptionerStage {
             .collect();
 
         // The pictures of all requests are captioned side by side.
-        let size = self.shared.picture_len();
         let (mut batch, mut owners) = (Vec::new(), Vec::new());
         for (index, (read, deadline)) in read.iter().zip(&deadlines).enumerate() {
             let Ok((pictures, items)) = read else { continue };
-            for (item, picture) in items.iter().zip(pictures.chunks_exact(size)) {
+            for (item, picture) in items.iter().zip(pictures) {
                 if let Item::Asked { prompt_ids, qformer_ids, options } = item {
                     owners.push(index);
                     batch.push(CaptionRequest {
-                        picture,
+                        picture: picture.clone(),
                         prompt_ids: prompt_ids.as_deref(),
                         qformer_ids: qformer_ids.as_deref(),
                         options: *options,
@@ -279,13 +279,10 @@ impl Shared {
         open(&self.folder, self.facts.clone(), &*runtime, &options)
     }
 
-    fn picture_len(&self) -> usize {
-        self.picture.shape(&self.facts).into_iter().product()
-    }
-
     /// The pictures of a request, and what is asked of each item.
-    fn read<'a>(&self, request: &'a Request<'_>) -> Result<(&'a [f32], Vec<Item>)> {
-        let pictures = request.f32(self.picture.name(), self.picture_len())?;
+    fn read<'a>(&self, request: &'a Request<'_>) -> Result<(Vec<Floats<'a>>, Vec<Item>)> {
+        let shape = self.picture.shape(&self.facts);
+        let pictures = request.item_floats(self.picture.name(), &shape)?;
         let most = self.parameters.max_text_bytes;
         let texts = request.optional_texts("text", most)?;
         let known = KnownCaptions::new(request, most)?;

@@ -1,10 +1,10 @@
 //! `clip_image`: pixel values to the L2-normalised embedding of a picture.
 
-use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use imprompt_clip::ImageEncoder;
+use imprompt_engine::Floats;
 use imprompt_error::{Error, Result};
 use imprompt_graph::ClipFacts;
 use serde::{Deserialize, Serialize};
@@ -73,21 +73,20 @@ struct ClipImage {
 impl Stage for ClipImage {
     fn execute(&mut self, requests: &[Request<'_>]) -> Vec<Result<Response>> {
         let facts = &self.shared.facts;
-        let size = 3 * facts.image_size * facts.image_size;
-        let read: Vec<Result<&[f32]>> =
-            requests.iter().map(|request| request.f32("pixel_values", size)).collect();
-        let parts: Vec<&[f32]> = read.iter().flatten().copied().collect();
+        let item = [3, facts.image_size, facts.image_size];
+        let read: Vec<Result<Floats<'_>>> =
+            requests.iter().map(|request| request.floats("pixel_values", &item)).collect();
         // One request's memory is used as it is; several are laid end to end.
-        let pixel_values: Cow<'_, [f32]> = match parts.as_slice() {
-            [one] => Cow::Borrowed(one),
-            parts => Cow::Owned(parts.concat()),
-        };
-        let embeds = self.encoder.encode(&pixel_values, pixel_values.len() / size);
+        let parts: Vec<&Floats<'_>> = read.iter().flatten().collect();
+        let embeds = Floats::joined(&parts).and_then(|pixel_values| {
+            let batch = pixel_values.len() / item.iter().product::<usize>();
+            self.encoder.encode(pixel_values, batch)
+        });
         let mut taken = 0;
         read.into_iter()
             .zip(requests)
             .map(|(pixels, request)| {
-                pixels?;
+                pixels.map(drop)?;
                 let embeds = embeds.as_ref().map_err(Error::clone)?;
                 let rows = request.batch * facts.projection_dim;
                 let values = embeds[taken..][..rows].to_vec();

@@ -223,7 +223,7 @@ mod tests {
                 let said = request.inputs.iter().map(|tensor| match &tensor.data {
                     Data::Bytes(values) => format!("{}={}", tensor.name, values.len()),
                     Data::I32(values) => format!("{}={values:?}", tensor.name),
-                    Data::F32(values) => format!("{}={values:?}", tensor.name),
+                    data => format!("{}={:?}", tensor.name, data.floats().unwrap().unwrap()),
                 });
                 self.seen.send((said.collect(), request.outputs.clone())).unwrap();
                 let outputs = self.signature.outputs.iter().filter(|it| request.wants(it.name));

@@ -41,7 +41,7 @@ use imprompt_error::{Error, Result};
 use serde::{Deserialize, Serialize};
 
 pub use imprompt_caption::{Load, Watch};
-pub use imprompt_engine::Gpu;
+pub use imprompt_engine::{Gpu, GpuBuffer, GpuStream, Held, HeldRows};
 pub use parameters::Parameters;
 pub use placement::{GpuEngine, Placement};
 pub use request::{Data, Request, Response, Tensor};

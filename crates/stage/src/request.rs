@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use imprompt_engine::{Floats, Held as _, HeldRows};
 use imprompt_error::{Cancellation, Error, Result};
 
 use crate::signature::Dtype;
@@ -11,6 +12,8 @@ use crate::signature::Dtype;
 pub enum Data<'a> {
     /// 32-bit floats.
     F32(Cow<'a, [f32]>),
+    /// 32-bit floats as an engine holds them, on a GPU perhaps: for another instance's engine.
+    Held(HeldRows),
     /// 32-bit integers.
     I32(Cow<'a, [i32]>),
     /// Byte strings, one an element; not necessarily UTF-8.
@@ -21,7 +24,7 @@ impl Data<'_> {
     /// The element type.
     pub fn dtype(&self) -> Dtype {
         match self {
-            Data::F32(_) => Dtype::Fp32,
+            Data::F32(_) | Data::Held(_) => Dtype::Fp32,
             Data::I32(_) => Dtype::Int32,
             Data::Bytes(_) => Dtype::Bytes,
         }
@@ -31,8 +34,21 @@ impl Data<'_> {
     pub fn len(&self) -> usize {
         match self {
             Data::F32(values) => values.len(),
+            Data::Held(rows) => rows.elements(),
             Data::I32(values) => values.len(),
             Data::Bytes(values) => values.len(),
+        }
+    }
+
+    /// The floats, on the host; `None` of another type.
+    ///
+    /// # Errors
+    /// `Internal` when a GPU that has them cannot be read.
+    pub fn floats(&self) -> Result<Option<&[f32]>> {
+        match self {
+            Data::F32(values) => Ok(Some(values)),
+            Data::Held(rows) => Ok(Some(rows.to_host()?.as_slice()?)),
+            Data::I32(_) | Data::Bytes(_) => Ok(None),
         }
     }
 
@@ -82,10 +98,16 @@ impl<'a> Tensor<'a> {
         Tensor { name: name.into(), shape, data: Data::Bytes(values) }
     }
 
+    /// A FP32 tensor that an engine holds.
+    pub fn held(name: impl Into<Cow<'a, str>>, rows: HeldRows) -> Self {
+        Tensor { name: name.into(), shape: rows.shape().to_vec(), data: Data::Held(rows) }
+    }
+
     /// The same values under the name `name`, without a copy.
     pub fn renamed<'t>(&'t self, name: &'t str) -> Tensor<'t> {
         let data = match &self.data {
             Data::F32(values) => Data::F32(Cow::Borrowed(values)),
+            Data::Held(rows) => Data::Held(rows.clone()),
             Data::I32(values) => Data::I32(Cow::Borrowed(values)),
             Data::Bytes(values) => {
                 Data::Bytes(values.iter().map(|value| Cow::Borrowed(&value[..])).collect())
@@ -136,17 +158,53 @@ impl<'a> Request<'a> {
     /// `item_elements` values.
     pub fn f32(&self, name: &str, item_elements: usize) -> Result<&[f32]> {
         let tensor = self.required(name)?;
-        let Data::F32(values) = &tensor.data else {
-            return Err(wrong_type(tensor, Dtype::Fp32));
+        let values = tensor.data.floats()?.ok_or_else(|| wrong_type(tensor, Dtype::Fp32))?;
+        self.each(name, values.len(), item_elements)?;
+        Ok(values)
+    }
+
+    /// The FP32 input `name`, `[batch, item...]`, wherever it is. Every item has the shape `item`.
+    pub fn floats(&self, name: &str, item: &[usize]) -> Result<Floats<'_>> {
+        let tensor = self.required(name)?;
+        let (floats, is_shaped) = match &tensor.data {
+            Data::F32(values) => (Floats::from(&**values), true),
+            Data::Held(rows) => (Floats::Held(rows.clone()), rows.shape().get(1..) == Some(item)),
+            Data::I32(_) | Data::Bytes(_) => return Err(wrong_type(tensor, Dtype::Fp32)),
         };
-        if Some(values.len()) != self.batch.checked_mul(item_elements) {
+        self.each(name, floats.len(), item.iter().product())?;
+        if !is_shaped {
             return Err(Error::invalid(format!(
-                "input `{name}`: {} values for a batch of {}, expected {item_elements} an item",
-                values.len(),
-                self.batch
+                "input `{name}`: shape {:?}, expected {item:?} an item",
+                tensor.shape
             )));
         }
-        Ok(values)
+        Ok(floats)
+    }
+
+    /// [`Self::floats`] of each item, of shape `[1, item...]`.
+    pub fn item_floats(&self, name: &str, item: &[usize]) -> Result<Vec<Floats<'_>>> {
+        let len = item.iter().product::<usize>();
+        match self.floats(name, item)? {
+            Floats::Values(_) => {
+                Ok(self.f32(name, len)?.chunks_exact(len).map(Floats::from).collect())
+            }
+            Floats::Held(rows) => {
+                let shape = [&[1], item].concat();
+                let part = |index: usize| rows.part(index * len, shape.clone()).map(Floats::Held);
+                (0..self.batch).map(part).collect()
+            }
+        }
+    }
+
+    /// `count` values are as many as `item_elements` an item.
+    fn each(&self, name: &str, count: usize, item_elements: usize) -> Result<()> {
+        if Some(count) == self.batch.checked_mul(item_elements) {
+            return Ok(());
+        }
+        Err(Error::invalid(format!(
+            "input `{name}`: {count} values for a batch of {}, expected {item_elements} an item",
+            self.batch
+        )))
     }
 
     /// The optional INT32 input `name` of one value an item.

@@ -3,9 +3,9 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use imprompt_cuda::{Feed, Span, Stream};
+use imprompt_cuda::{Feed, Part, Span, Stream};
 use imprompt_engine::{
-    Cache, CacheSpec, ElementType, Engine, Held, Input, Port, TensorView, manifest::InputRange,
+    Cache, CacheSpec, ElementType, Engine, Held, Input, Port, manifest::InputRange, settled_on,
 };
 use imprompt_error::{Error, Result};
 
@@ -40,10 +40,10 @@ pub(crate) struct TensorRtEngine {
 /// Where an input comes from.
 #[derive(Clone, Copy)]
 enum Source<'a> {
-    /// It is on the device.
+    /// It is on the device, written by work of the run's stream.
     There(Span<'a>),
-    /// It is brought over with the others, as the one of this number.
-    View(usize),
+    /// It is brought with the others, as the one of this number.
+    Brought(usize),
 }
 
 /// An input of a run.
@@ -87,11 +87,11 @@ impl TensorRtEngine {
     ) -> Result<Vec<Box<dyn Held>>> {
         self.stream.bind()?;
         let Facts { inputs: input_ports, outputs: output_ports, profiles } = &self.facts;
-        let mut views: Vec<TensorView<'_>> = Vec::with_capacity(inputs.len());
+        let mut parts: Vec<Part<'_>> = Vec::with_capacity(inputs.len());
         let mut given: Vec<Option<Given<'_>>> = input_ports.iter().map(|_| None).collect();
         for (name, input) in inputs {
             let place = find(input_ports, name, "input")?;
-            put(&mut given, place, name, self.given(input, &mut views)?)?;
+            put(&mut given, place, name, self.given(input, &mut parts)?)?;
         }
         let mut cached: Vec<Option<Span<'_>>> = output_ports.iter().map(|_| None).collect();
         if let Some((cache, slots)) = cache {
@@ -130,14 +130,13 @@ impl TensorRtEngine {
                 }
             });
         }
-        let parts: Vec<&[u8]> = views.iter().map(|view| view.data().bytes()).collect();
         // Without any there is nothing to bring.
         let fed = if parts.is_empty() { Vec::new() } else { self.feed.spans(&parts)? };
         let sources: Vec<Span<'_>> = given
             .iter()
             .map(|input| match input.source {
                 Source::There(span) => span,
-                Source::View(number) => fed[number],
+                Source::Brought(number) => fed[number],
             })
             .collect();
         let places: Vec<Span<'_>> = targets
@@ -152,25 +151,27 @@ impl TensorRtEngine {
         asked(outputs, output_ports, made, targets)
     }
 
-    /// `input`, as a run has it: what is not on this stream comes from the host.
-    fn given<'a>(&self, input: &Input<'a>, views: &mut Vec<TensorView<'a>>) -> Result<Given<'a>> {
+    /// `input`, as a run has it: what is not of this stream is brought.
+    fn given<'a>(&self, input: &Input<'a>, parts: &mut Vec<Part<'a>>) -> Result<Given<'a>> {
         let view = match input {
             Input::View(view) => *view,
             Input::Held(held) => {
                 let own = held.as_any().downcast_ref::<TensorRtHeld>();
-                if let Some(span) = own.map(|held| held.span(&self.stream)).transpose()?.flatten() {
-                    return Ok(Given {
-                        source: Source::There(span),
-                        element_type: held.element_type(),
-                        shape: held.shape().to_vec(),
-                    });
+                let span = own.map(|held| held.span(&self.stream)).transpose()?.flatten();
+                let source = match span {
+                    Some(span) => Some(Source::There(span)),
+                    None => settled_on(*held, self.stream.device())?
+                        .map(|spans| bring(parts, Part::There(spans))),
+                };
+                if let Some(source) = source {
+                    let (element_type, shape) = (held.element_type(), held.shape().to_vec());
+                    return Ok(Given { source, element_type, shape });
                 }
                 held.to_host()?
             }
         };
-        views.push(view);
         Ok(Given {
-            source: Source::View(views.len() - 1),
+            source: bring(parts, Part::Host(view.data().bytes())),
             element_type: view.element_type(),
             shape: view.shape().to_vec(),
         })
@@ -184,6 +185,12 @@ impl TensorRtEngine {
         };
         cache.filter(is_own).ok_or_else(|| Error::internal("the cache is another runtime's"))
     }
+}
+
+/// Has `part` brought with `parts`.
+fn bring<'a>(parts: &mut Vec<Part<'a>>, part: Part<'a>) -> Source<'a> {
+    parts.push(part);
+    Source::Brought(parts.len() - 1)
 }
 
 /// The place of the port `name`.
@@ -318,7 +325,7 @@ mod tests {
     }
 
     fn given<'a>(element_type: ElementType) -> Given<'a> {
-        Given { source: Source::View(0), element_type, shape: vec![1] }
+        Given { source: Source::Brought(0), element_type, shape: vec![1] }
     }
 
     #[test]

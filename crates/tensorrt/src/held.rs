@@ -49,7 +49,11 @@ impl Held for TensorRtHeld {
 
     fn on_gpu(&self) -> Result<Option<Span<'_>>> {
         let bytes = self.shape.iter().product::<usize>() * self.element_type.size();
-        self.memory.span()?.first(bytes).map(Some)
+        self.memory.span()?.part(0, bytes).map(Some)
+    }
+
+    fn settle(&self) -> Result<()> {
+        self.memory.stream().synchronize()
     }
 
     fn as_any(&self) -> &dyn Any {

@@ -144,6 +144,9 @@ pub struct OnnxHeld {
 // into the value, which nothing writes once the run is over.
 unsafe impl Send for OnnxHeld {}
 
+// SAFETY: through a shared reference it is read alone.
+unsafe impl Sync for OnnxHeld {}
+
 impl OnnxHeld {
     /// Takes over the output `name` of a run of `session`.
     pub fn new(value: RawValue, name: &str, session: Arc<SharedSessionInner>) -> Result<Self> {

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use imprompt_cuda::{Buffer, Feed, Pitch, Stream};
+use imprompt_cuda::{Buffer, Feed, Part, Pitch, Stream};
 use imprompt_error::{Error, Result};
 use ort::AsPointer;
 use ort::environment::Environment;
@@ -22,7 +22,7 @@ use crate::onnxruntime::ports::Ports;
 use crate::onnxruntime::session::configure;
 use crate::onnxruntime::slab::{OnnxCache, Rows, Slab};
 use crate::onnxruntime::status;
-use crate::{Cache, CacheSpec, Engine, EngineOptions, Held, Input, Port, TensorView};
+use crate::{Cache, CacheSpec, ElementType, Engine, EngineOptions, Held, Input, Port, settled_on};
 
 /// Free lengths are multiples of this, so that a recorded step serves many.
 const LENGTH_STEP: usize = 64;
@@ -85,28 +85,26 @@ impl CudaEngine {
         self.binding.clear();
         let mut key = Key::default();
         let mut given = 0;
-        // What comes from the host is brought over in one copy.
-        let mut views: Vec<(usize, TensorView<'_>)> = Vec::with_capacity(inputs.len());
+        let mut brought: Vec<Brought<'_>> = Vec::with_capacity(inputs.len());
         for (name, input) in inputs {
             let index = self.inputs.find(name, "input")?;
             given += 1;
-            let there = match input {
+            let own = match input {
                 Input::Held(held) => held.as_any().downcast_ref::<CudaHeld>(),
                 Input::View(_) => None,
             };
-            match (there.filter(|held| held.is_on(&self.stream)), input) {
-                (Some(held), _) => {
+            match own.filter(|held| held.is_on(&self.stream)) {
+                Some(held) => {
                     key.inputs.push((index, held.address(), held.shape().to_vec()));
                     self.binding.input(&self.inputs.c_names[index], held.pointer())?;
                 }
-                (None, Input::Held(held)) => views.push((index, held.to_host()?)),
-                (None, Input::View(view)) => views.push((index, *view)),
+                None => brought.push(Brought::new(index, input, &self.stream)?),
             }
         }
-        let fed = self.feed(&views)?;
-        for ((index, view), (address, value)) in views.iter().zip(&fed) {
-            key.inputs.push((*index, *address, view.shape().to_vec()));
-            self.binding.input(&self.inputs.c_names[*index], value.pointer())?;
+        let fed = self.feed(&brought)?;
+        for (input, (address, value)) in brought.iter().zip(&fed) {
+            key.inputs.push((input.index, *address, input.shape.to_vec()));
+            self.binding.input(&self.inputs.c_names[input.index], value.pointer())?;
         }
         for name in outputs {
             let index = self.outputs.find(name, "output")?;
@@ -193,22 +191,50 @@ impl CudaEngine {
         Ok(recording.outputs.clone())
     }
 
-    /// Copies `views` to the device: where they are there, and values over that.
-    fn feed(&mut self, views: &[(usize, TensorView<'_>)]) -> Result<Vec<(u64, RawValue)>> {
-        let parts: Vec<&[u8]> = views.iter().map(|(_, view)| view.data().bytes()).collect();
+    /// Brings `inputs` to where a run reads them: where that is, and values over it.
+    fn feed(&mut self, inputs: &[Brought<'_>]) -> Result<Vec<(u64, RawValue)>> {
+        let parts: Vec<Part<'_>> = inputs.iter().map(|input| input.part.clone()).collect();
         let addresses = self.feed.load(&parts)?;
-        let value = |((_, view), address): (&(usize, TensorView<'_>), u64)| {
-            let shape: Vec<i64> = view.shape().iter().map(|&length| length as i64).collect();
-            let bytes = view.data().bytes().len();
-            // SAFETY: the feed holds the bytes of the view there until it is loaded again, which the
+        let value = |(input, address): (&Brought<'_>, u64)| {
+            let shape: Vec<i64> = input.shape.iter().map(|&length| length as i64).collect();
+            let bytes = input.shape.iter().product::<usize>() * input.element_type.size();
+            // SAFETY: the feed holds the bytes of the input there until it is loaded again, which the
             // stream orders behind this run; the value is an input alone and is dropped with it.
             let value = unsafe {
                 let data = address as *mut std::ffi::c_void;
-                RawValue::over(&self.memory, data, bytes, &shape, view.element_type())
+                RawValue::over(&self.memory, data, bytes, &shape, input.element_type)
             };
             Ok((address, value?))
         };
-        views.iter().zip(addresses).map(value).collect()
+        inputs.iter().zip(addresses).map(value).collect()
+    }
+}
+
+/// An input that is brought to where the run reads it.
+struct Brought<'a> {
+    /// Its place among the graph's.
+    index: usize,
+    shape: &'a [usize],
+    element_type: ElementType,
+    /// As many bytes as `shape` says.
+    part: Part<'a>,
+}
+
+impl<'a> Brought<'a> {
+    /// `input`, from the host unless it lies on the device of `stream`.
+    fn new(index: usize, input: &Input<'a>, stream: &Stream) -> Result<Self> {
+        let view = match input {
+            Input::View(view) => *view,
+            Input::Held(held) => match settled_on(*held, stream.device())? {
+                Some(spans) => {
+                    let (shape, element_type) = (held.shape(), held.element_type());
+                    return Ok(Brought { index, shape, element_type, part: Part::There(spans) });
+                }
+                None => held.to_host()?,
+            },
+        };
+        let (shape, element_type) = (view.shape(), view.element_type());
+        Ok(Brought { index, shape, element_type, part: Part::Host(view.data().bytes()) })
     }
 }
 

@@ -91,6 +91,10 @@ impl Held for CudaHeld {
         Ok(Some(unsafe { Span::over(&self.stream, self.address, bytes) }))
     }
 
+    fn settle(&self) -> Result<()> {
+        self.stream.synchronize()
+    }
+
     fn as_any(&self) -> &dyn Any {
         self
     }

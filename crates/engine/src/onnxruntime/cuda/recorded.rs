@@ -36,26 +36,26 @@ pub(super) struct Recording {
 }
 
 /// How a run is best given.
-pub(super) enum Way<'r> {
+pub(super) enum Way<'r, R> {
     /// One kernel after the other.
     Plain,
     /// So that it is recorded: the same was run before.
     Record,
     /// As it was recorded.
-    Again(&'r mut Recording),
+    Again(&'r mut R),
 }
 
 /// The recordings of one engine.
 #[derive(Debug)]
-pub(super) struct Recorded {
+pub(super) struct Recorded<R = Recording> {
     is_on: bool,
     /// Nothing where a run was seen once.
-    runs: HashMap<Key, Option<Recording>>,
+    runs: HashMap<Key, Option<R>>,
     /// Held by every output that is alive.
     alive: Arc<()>,
 }
 
-impl Recorded {
+impl<R> Recorded<R> {
     pub(super) fn new(is_on: bool) -> Self {
         Recorded { is_on, runs: HashMap::new(), alive: Arc::new(()) }
     }
@@ -71,11 +71,16 @@ impl Recorded {
     }
 
     /// How the run of `key` is given.
-    pub(super) fn way(&mut self, key: &Key) -> Way<'_> {
+    pub(super) fn way(&mut self, key: &Key) -> Way<'_, R> {
         if !self.is_on || Arc::strong_count(&self.alive) > 1 {
             return Way::Plain;
         }
         if !self.runs.contains_key(key) {
+            if self.runs.len() >= MOST {
+                // First what was seen once: a run whose inputs are never in the same place would
+                // cost all others their recordings.
+                self.runs.retain(|_, recording| recording.is_some());
+            }
             if self.runs.len() >= MOST {
                 self.runs.clear();
             }
@@ -89,7 +94,7 @@ impl Recorded {
     }
 
     /// Keeps what was recorded.
-    pub(super) fn keep(&mut self, key: Key, recording: Recording) -> &mut Recording {
+    pub(super) fn keep(&mut self, key: Key, recording: R) -> &mut R {
         self.runs.entry(key).or_default().insert(recording)
     }
 
@@ -110,7 +115,7 @@ mod tests {
 
     #[test]
     fn the_second_run_of_a_key_is_recorded() {
-        let mut recorded = Recorded::new(true);
+        let mut recorded = Recorded::<()>::new(true);
         assert!(matches!(recorded.way(&key(1)), Way::Plain));
         assert!(matches!(recorded.way(&key(2)), Way::Plain));
         assert!(matches!(recorded.way(&key(1)), Way::Record));
@@ -124,8 +129,20 @@ mod tests {
     }
 
     #[test]
+    fn runs_that_come_once_cost_no_recording() {
+        let mut recorded = Recorded::<()>::new(true);
+        recorded.way(&key(0));
+        assert!(matches!(recorded.way(&key(0)), Way::Record));
+        recorded.keep(key(0), ());
+        for address in 1..3 * MOST as u64 {
+            recorded.way(&key(address));
+        }
+        assert!(matches!(recorded.way(&key(0)), Way::Again(_)));
+    }
+
+    #[test]
     fn recordings_are_bounded() {
-        let mut recorded = Recorded::new(true);
+        let mut recorded = Recorded::<()>::new(true);
         for address in 0..3 * MOST as u64 {
             recorded.way(&key(address));
             assert!(recorded.runs.len() <= MOST);
