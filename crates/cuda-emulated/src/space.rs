@@ -111,9 +111,6 @@ impl Space {
     /// What a stream does when it comes to an allocation.
     pub(crate) fn begin(&mut self, address: u64) -> Result<(), String> {
         let at = self.at(address).ok_or_else(|| format!("no allocation at {address:#x}"))?;
-        if at.state == State::There {
-            return Err(format!("memory at {address:#x} is allocated once more"));
-        }
         at.state = State::There;
         at.bytes = vec![POISON; at.length];
         Ok(())

@@ -182,6 +182,28 @@ impl State {
         Ok(())
     }
 
+    /// Gives a stream the freeing of memory. The context is the stream's, whichever the thread has.
+    pub(crate) fn free(&mut self, handle: u64, address: u64) -> Outcome {
+        let invalid = CUresult::CUDA_ERROR_INVALID_VALUE;
+        let stream = self.streams.get_mut(&handle).filter(|stream| !stream.is_destroyed);
+        let Some(stream) = stream else {
+            return self.wrong(CUresult::CUDA_ERROR_INVALID_HANDLE, "no stream");
+        };
+        let found = self.space.at(address).filter(|at| at.device == stream.device);
+        match found {
+            _ if stream.capture.is_some() => self.wrong(invalid, "memory that is no graph's"),
+            None => self.wrong(invalid, format_args!("no allocation at {address:#x}")),
+            Some(at) if at.is_given_up => {
+                self.wrong(invalid, format_args!("memory at {address:#x} is freed twice"))
+            }
+            Some(at) => {
+                at.is_given_up = true;
+                stream.waiting.push_back(Work::Free(address));
+                Ok(())
+            }
+        }
+    }
+
     pub(crate) fn begin_capture(&mut self, handle: u64) -> Outcome {
         let stream = self.stream(handle)?;
         if stream.capture.is_some() {

@@ -1,6 +1,6 @@
 //! What a run is given, brought to the device in one copy.
 
-use cudarc::driver::{CudaEvent, PinnedHostSlice, result};
+use cudarc::driver::{CudaEvent, DriverError, PinnedHostSlice, result, sys};
 use imprompt_error::{Error, Result};
 
 use crate::device::failed;
@@ -36,7 +36,7 @@ impl Feed {
     /// Brings `parts` to the device: where each of them is there, until the next call.
     ///
     /// # Errors
-    /// `OutOfMemory`; what the driver says.
+    /// `OutOfMemory`; `Internal` when it has to grow while the stream is recorded; what the driver says.
     pub fn load<'a>(
         &'a mut self,
         parts: &[&[u8]],
@@ -51,9 +51,9 @@ impl Feed {
             end = next.ok_or_else(|| Error::internal("inputs that fit no address"))?;
         }
         self.reserve(end)?;
+        self.wait().map_err(|error| failed(&error, "the inputs before"))?;
         let (host, device) =
             self.memory.as_mut().ok_or_else(|| Error::internal("no memory for inputs"))?;
-        self.copied.synchronize().map_err(|error| failed(&error, "the inputs before"))?;
         let laid = host.as_mut_slice().map_err(|error| failed(&error, "pinned memory"))?;
         for (part, offset) in parts.iter().zip(&self.offsets) {
             laid[*offset..][..part.len()].copy_from_slice(part);
@@ -91,9 +91,19 @@ impl Feed {
         parts.iter().zip(&self.offsets).map(span).collect()
     }
 
+    /// Waits for the last copy.
+    fn wait(&self) -> std::result::Result<(), DriverError> {
+        match self.copied.synchronize() {
+            // It was recorded, and so was not done: what copies from the host is never launched
+            // (`Stream::record`). What was before it was waited for when it was recorded.
+            Err(DriverError(sys::CUresult::CUDA_ERROR_CAPTURED_EVENT)) => Ok(()),
+            waited => waited,
+        }
+    }
+
     /// Frees the memory once the last copy out of it is over.
     fn release(&mut self) {
-        if self.copied.synchronize().is_err() {
+        if self.wait().is_err() {
             tracing::error!("the inputs' last copy to the GPU failed");
         }
         self.memory = None;
@@ -104,6 +114,7 @@ impl Feed {
             return Ok(());
         }
         let size = bytes.max(ALIGNMENT).next_power_of_two();
+        self.stream.check_plain()?;
         self.release();
         self.memory = Some((pinned(self.stream.device(), size)?, self.stream.zeros(size)?));
         Ok(())

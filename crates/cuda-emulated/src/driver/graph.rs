@@ -6,7 +6,7 @@ use std::ptr;
 
 use cudarc::driver::sys::{
     CUDA_MEMCPY3D, CUgraph, CUgraphExec, CUgraphNode, CUgraphNodeType, CUmemorytype, CUresult,
-    CUstream,
+    CUstream, CUstreamCaptureStatus,
 };
 
 use super::memory::handle;
@@ -51,6 +51,14 @@ functions! {
         ended.map(|_| ())
     }
 
+    fn cuStreamIsCapturing(state, stream: CUstream, status: Out<CUstreamCaptureStatus>) {
+        status.put(if state.is_recording(handle(stream))? {
+            CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_ACTIVE
+        } else {
+            CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE
+        })
+    }
+
     fn cuGraphGetNodes(state, graph: CUgraph, nodes: *mut CUgraphNode, count: *mut usize) {
         let Some(found) = state.graphs.get(&handle(graph)) else {
             return state.wrong(CUresult::CUDA_ERROR_INVALID_HANDLE, "no graph");
@@ -70,8 +78,9 @@ functions! {
 
     fn cuGraphNodeGetType(state, node: CUgraphNode, kind: Out<CUgraphNodeType>) {
         kind.put(match state.node(handle(node))? {
-            Work::Allocate(_) => CUgraphNodeType::CU_GRAPH_NODE_TYPE_MEM_ALLOC,
-            Work::Free(_) => CUgraphNodeType::CU_GRAPH_NODE_TYPE_MEM_FREE,
+            Work::Allocate(_) | Work::Free(_) => {
+                return state.wrong(CUresult::CUDA_ERROR_NOT_SUPPORTED, "memory of a graph");
+            }
             Work::Fill { .. } => CUgraphNodeType::CU_GRAPH_NODE_TYPE_MEMSET,
             Work::ToDevice { .. } | Work::ToHost { .. } | Work::Rows(_) => {
                 CUgraphNodeType::CU_GRAPH_NODE_TYPE_MEMCPY

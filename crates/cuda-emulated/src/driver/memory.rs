@@ -8,7 +8,6 @@ use cudarc::driver::sys::{
 };
 
 use super::{Out, functions};
-use crate::space::State as There;
 use crate::state::{Outcome, State};
 use crate::work::{Rows, Work};
 
@@ -30,35 +29,22 @@ fn check_pinned(state: &mut State, address: usize, length: usize) -> Outcome {
 functions! {
     fn cuMemAllocAsync(state, into: Out<CUdeviceptr>, length: usize, stream: CUstream) {
         let device = state.current()?;
-        let is_recording = state.is_recording(handle(stream))?;
+        if state.is_recording(handle(stream))? {
+            // It would be the graph's, and there while that runs.
+            return state.wrong(CUresult::CUDA_ERROR_NOT_SUPPORTED, "memory of recorded work");
+        }
         if length == 0 {
             return state.wrong(CUresult::CUDA_ERROR_INVALID_VALUE, "no bytes");
         }
         state.set_aside()?;
         let address = state.space.allocate(length, device);
         let address = address.ok_or(CUresult::CUDA_ERROR_OUT_OF_MEMORY)?;
-        if is_recording && let Some(at) = state.space.at(address) {
-            // Until the graph is launched.
-            at.state = There::Freed;
-        }
         state.give(handle(stream), Work::Allocate(address))?;
         into.put(address)
     }
 
     fn cuMemFreeAsync(state, address: CUdeviceptr, stream: CUstream) {
-        let is_recording = state.is_recording(handle(stream))?;
-        match state.space.at(address) {
-            Some(at) if !at.is_given_up => at.is_given_up = !is_recording,
-            Some(_) => {
-                let what = format_args!("memory at {address:#x} is freed twice");
-                return state.wrong(CUresult::CUDA_ERROR_INVALID_VALUE, what);
-            }
-            None => {
-                let what = format_args!("no allocation at {address:#x}");
-                return state.wrong(CUresult::CUDA_ERROR_INVALID_VALUE, what);
-            }
-        }
-        state.give(handle(stream), Work::Free(address))
+        state.free(handle(stream), address)
     }
 
     fn cuMemHostAlloc(state, into: Out<*mut c_void>, length: usize, _flags: c_uint) {
