@@ -39,7 +39,7 @@ fn call(name: &'static str, body: impl FnOnce(&mut State) -> Outcome) -> CUresul
 macro_rules! functions {
     ($(fn $name:ident($state:ident $(, $argument:ident: $kind:ty)* $(,)?) $body:block)*) => {$(
         #[unsafe(no_mangle)]
-        extern "C" fn $name($($argument: $kind),*) -> cudarc::driver::sys::CUresult {
+        pub(super) extern "C" fn $name($($argument: $kind),*) -> cudarc::driver::sys::CUresult {
             super::call(stringify!($name), |$state| $body)
         }
     )*};
