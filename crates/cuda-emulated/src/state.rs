@@ -74,6 +74,8 @@ pub(crate) struct State {
     pub(crate) graphs: BTreeMap<u64, Graph>,
     pub(crate) executables: BTreeMap<u64, (usize, Arc<Vec<Work>>)>,
     handles: u64,
+    /// How the next copy of a graph is told.
+    pub(crate) tells_addresses: bool,
     /// The function that is called.
     pub(crate) called: &'static str,
     pub(crate) violations: Vec<String>,

@@ -227,7 +227,7 @@ fn rows_are_copied() {
     let mut buffer = there(&stream, &given);
     for (rows, width, stride, from, to) in [
         (1, 96, 1000, 0, 4001),
-        (3, 96, 1000, 2001, 0),
+        (3, 96, 1000, 2501, 0),
         (2, 33, 32, 0, 1000),
         (1, 1, 1, 0, usize::MAX),
         (usize::MAX, 2, 4, 0, 8),

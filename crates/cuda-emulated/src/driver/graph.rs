@@ -90,19 +90,21 @@ functions! {
         })
     }
 
-    // Sides are told in each of the ways that there are, so that none is forgotten.
     fn cuGraphMemcpyNodeGetParams(state, node: CUgraphNode, copy: Out<CUDA_MEMCPY3D>) {
-        let device = |address| side(CUmemorytype::CU_MEMORYTYPE_DEVICE, address);
-        let unified = |address| side(CUmemorytype::CU_MEMORYTYPE_UNIFIED, address);
+        // A driver may tell whose memory it is, or an address in the one space of all; this one does
+        // either by turns.
+        state.tells_addresses = !state.tells_addresses;
+        let is_plain = !state.tells_addresses;
+        let told = |kind, address: u64| {
+            side(if is_plain { kind } else { CUmemorytype::CU_MEMORYTYPE_UNIFIED }, address)
+        };
+        let device = |address| told(CUmemorytype::CU_MEMORYTYPE_DEVICE, address);
+        let host = |address: usize| told(CUmemorytype::CU_MEMORYTYPE_HOST, address as u64);
         copy.put(match state.node(handle(node))? {
-            Work::ToDevice { to, from, length } => {
-                between(unified(from as u64), device(to), [length, 1])
-            }
-            Work::ToHost { from, length, .. } => {
-                between(device(from), side(CUmemorytype::CU_MEMORYTYPE_HOST, 0), [length, 1])
-            }
+            Work::ToDevice { to, from, length } => between(host(from), device(to), [length, 1]),
+            Work::ToHost { to, from, length } => between(device(from), host(to), [length, 1]),
             Work::Rows(Rows { from, to, width, height, .. }) => {
-                between(device(from), unified(to), [width, height])
+                between(device(from), device(to), [width, height])
             }
             _ => return state.wrong(CUresult::CUDA_ERROR_INVALID_VALUE, "no copy"),
         })
