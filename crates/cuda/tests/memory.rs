@@ -322,3 +322,30 @@ fn a_table_lives_as_long_as_it_is_read() {
         assert!(ranking.compare(&table, &[0..100], &[1.0]).is_err(), "another GPU");
     }
 }
+
+#[test]
+fn several_threads_work_at_once() {
+    let _gpu = Gpu::new();
+    let device = Device::open(0).unwrap();
+    let values: Vec<f16> = (0..500_u16).map(|value| f16::from_f32(f32::from(value))).collect();
+    let table = Table::upload(&device.stream().unwrap(), &[&values], 1).unwrap();
+    let table = Arc::new(table);
+    std::thread::scope(|scope| {
+        for thread in 1..=4_u8 {
+            let (device, table) = (&device, &table);
+            scope.spawn(move || {
+                let stream = device.stream().unwrap();
+                let mut ranking = Ranking::new(&stream).unwrap();
+                let mut feed = Feed::new(&stream).unwrap();
+                let factor = f32::from(thread);
+                for round in 0..10 {
+                    ranking.compare(table, &[0..500], &[factor]).unwrap();
+                    let expected: Vec<f32> = (0..500_u16).map(|v| f32::from(v) * factor).collect();
+                    assert_eq!(ranking.similarities().unwrap(), expected);
+                    let given = bytes(300, usize::from(thread) + round);
+                    assert_eq!(load(&mut feed, &stream, &[&given]), [&given[..]]);
+                }
+            });
+        }
+    });
+}

@@ -95,13 +95,16 @@ fn what_failed_can_be_asked_again() {
 
 #[test]
 fn more_than_there_is_is_refused() {
-    let _gpu = Gpu::new();
+    let gpu = Gpu::new();
     let device = Device::open(0).unwrap();
     let stream = device.stream().unwrap();
     let error = stream.zeros(1 << 45).unwrap_err();
     assert_eq!(error.kind(), Kind::OutOfMemory);
     assert!(error.message().contains(&(1_u64 << 45).to_string()), "{error}");
-    assert_eq!(stream.zeros(usize::MAX >> 1).unwrap_err().kind(), Kind::OutOfMemory);
+    if gpu.emulated().is_some() {
+        // Two copies of more than the cache are more than it has.
+        assert_eq!(device.copy_rate().unwrap_err().kind(), Kind::OutOfMemory);
+    }
     // The device is as it was.
     let buffer = stream.zeros(10).unwrap();
     let mut into = [1; 10];

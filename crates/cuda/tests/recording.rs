@@ -1,7 +1,10 @@
 //! Work that is recorded and given again: on a GPU, and on an emulated one where there is none.
 #![allow(missing_docs)]
 
-use imprompt_cuda::{Buffer, Device, Feed, Graph, Pitch, Stream};
+use std::sync::Arc;
+
+use half::f16;
+use imprompt_cuda::{Buffer, Device, Feed, Graph, Pitch, Ranking, Stream, Table};
 use imprompt_cuda_emulated::Gpu;
 use imprompt_error::{Error, Kind, Result};
 
@@ -65,6 +68,31 @@ fn what_is_recorded_is_done_when_it_is_launched() {
     // Given, and not needed any more.
     drop(both);
     assert_eq!(second(&buffer), [9; 32]);
+}
+
+#[test]
+fn other_work_goes_on_meanwhile() {
+    let _gpu = Gpu::new();
+    let (here, other) = (stream(), stream());
+    let mut buffer = halves(&here, 1);
+    let values = [f16::ONE; 100];
+    let mut table = None;
+    let mut read = [0; 32];
+    let graph = here.record(|| {
+        here.copy_rows(&mut buffer, 0, 32, HALF)?;
+        // What an instance does that is loaded beside the one that records.
+        table = Some(Arc::new(Table::upload(&other, &[&values], 10)?));
+        let mut feed = Feed::new(&other)?;
+        feed.spans(&[&[7; 32]])?[0].read(&mut read)?;
+        other.device().memory().map(drop)
+    });
+    let mut graph = graph.unwrap().unwrap();
+    assert_eq!(read, [7; 32]);
+    launch(&mut graph);
+    assert_eq!(second(&buffer), [1; 32]);
+    let mut ranking = Ranking::new(&other).unwrap();
+    ranking.compare(&table.unwrap(), &[0..10], &[0.5; 10]).unwrap();
+    assert_eq!(ranking.similarities().unwrap(), [5.0; 10]);
 }
 
 #[test]

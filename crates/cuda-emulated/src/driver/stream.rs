@@ -20,6 +20,11 @@ functions! {
     }
 
     fn cuStreamSynchronize(state, stream: CUstream) {
+        if stream.is_null() {
+            // What blocking calls give; no other stream waits for it.
+            let device = state.current()?;
+            return state.finish_copies(device);
+        }
         state.wait_for_stream(handle(stream))
     }
 

@@ -68,6 +68,11 @@ fn fill(pinned: *mut c_void, value: u8, length: usize) {
     unsafe { pinned.cast::<u8>().write_bytes(value, length) };
 }
 
+/// The ways to wait for a stream.
+fn waits(stream: CUstream) -> [Box<dyn Fn() -> CUresult>; 2] {
+    [Box::new(move || cuStreamSynchronize(stream)), Box::new(|| cuCtxSynchronize())]
+}
+
 /// The only thing that was done wrong, which is forgotten.
 fn wrong() -> String {
     let violations = with(|state| std::mem::take(&mut state.violations));
@@ -118,10 +123,13 @@ fn the_host_is_read_when_the_copy_is_done() {
     assert_eq!(cuMemcpyDtoHAsync_v2(host, memory, 8, stream), OK);
     assert_eq!(cuStreamSynchronize(stream), OK);
     assert_eq!(seen(host, 8), [2; 8]);
-    assert_eq!(cuCtxSynchronize(), OK);
-    assert_eq!(cuMemcpyDtoHAsync_v2(host, memory, 8, stream), OK);
-    assert_eq!(cuCtxSynchronize(), OK);
-    assert_eq!(seen(host, 8), [3; 8]);
+    for (value, wait) in [3, 5].into_iter().zip(waits(ptr::null_mut())) {
+        assert_eq!(cuMemcpyHtoD_v2(memory, [value; 8].as_ptr().cast(), 8), OK);
+        assert_eq!(wait(), OK);
+        assert_eq!(cuMemcpyDtoHAsync_v2(host, memory, 8, stream), OK);
+        assert_eq!(cuCtxSynchronize(), OK);
+        assert_eq!(seen(host, 8), [value; 8]);
+    }
     // And in its turn among blocking calls.
     assert_eq!(cuMemcpyHtoD_v2(memory, [4_u8; 8].as_ptr().cast(), 8), OK);
     assert_eq!(cuMemcpyDtoH_v2(found.as_mut_ptr().cast(), memory, 8), OK);
@@ -289,11 +297,9 @@ fn recorded_work_is_done_when_it_is_launched() {
     assert_eq!(cuGraphDestroy(graph), OK);
     assert_eq!(found(), [5; 8]);
     // Waiting breaks a recording, for which nothing is noted.
-    let waits: [fn(CUstream) -> CUresult; 2] =
-        [|stream| cuStreamSynchronize(stream), |_| cuCtxSynchronize()];
-    for wait in waits {
+    for wait in waits(stream) {
         assert_eq!(cuStreamBeginCapture_v2(stream, 2), OK);
-        assert_eq!(wait(stream), CUresult::CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
+        assert_eq!(wait(), CUresult::CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
         let mut graph = ptr::dangling_mut();
         let ended = cuStreamEndCapture(stream, Out(&raw mut graph));
         assert_eq!(ended, CUresult::CUDA_ERROR_STREAM_CAPTURE_INVALIDATED);
