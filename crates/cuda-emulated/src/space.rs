@@ -130,7 +130,7 @@ impl Space {
     /// The bytes `length` from `address` on, all of one allocation.
     pub(crate) fn bytes(&mut self, address: u64, length: usize) -> Result<&mut [u8], String> {
         let is_inside =
-            |at: &Allocation| at.start <= address && address - at.start < at.length.max(1) as u64;
+            |at: &Allocation| at.start <= address && address - at.start < at.length as u64;
         if !self.allocations.get(self.recent).is_some_and(is_inside) {
             self.recent =
                 self.allocations.partition_point(|at| at.start <= address).saturating_sub(1);
