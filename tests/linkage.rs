@@ -98,13 +98,15 @@ fn the_library_holds_no_network_client() {
 }
 
 /// Who may depend on what: (what, by whom alone).
-const ARROWS: [(&str, &[&str]); 14] = [
+const ARROWS: [(&str, &[&str]); 15] = [
     ("ort", &["imprompt-engine"]),
-    ("cudarc", &["imprompt-cuda"]),
+    ("cudarc", &["imprompt-cuda", "imprompt-cuda-emulated"]),
     ("imprompt-cuda", &["imprompt-engine", "imprompt-tensorrt"]),
     ("trtx", &["imprompt-tensorrt"]),
     ("imprompt-tensorrt", &["imprompt-repository", "imprompt-stage"]),
-    ("libloading", &["imprompt-engine", "imprompt-tensorrt"]),
+    ("libloading", &["imprompt-cuda-emulated", "imprompt-engine", "imprompt-tensorrt"]),
+    // Tests alone open an emulated driver.
+    ("imprompt-cuda-emulated", &[]),
     ("memmap2", &["imprompt-mapping"]),
     ("ureq", &["imprompt-kserve", "imprompt"]),
     ("tonic", &["imprompt-kserve"]),
@@ -168,9 +170,17 @@ fn only_one_room_knows_triton_and_few_are_unsafe() {
     folders.extend(fs::read_dir(root.join("crates")).unwrap().map(|entry| entry.unwrap().path()));
     for folder in folders {
         let name = folder.file_name().unwrap().to_str().unwrap();
-        let may_be_unsafe =
-            ["cuda", "engine", "kernel", "mapping", "similarity", "picture", "tensorrt"]
-                .contains(&name);
+        let may_be_unsafe = [
+            "cuda",
+            "cuda-emulated",
+            "engine",
+            "kernel",
+            "mapping",
+            "similarity",
+            "picture",
+            "tensorrt",
+        ]
+        .contains(&name);
         for file in sources(&folder.join("src")) {
             let text = fs::read_to_string(&file).unwrap();
             for prefix in ["TRITONBACKEND_", "TRITONSERVER_"] {

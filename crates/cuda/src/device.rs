@@ -131,10 +131,11 @@ impl Device {
     /// What the driver says.
     pub unsafe fn write(&self, address: u64, from: &[u8]) -> Result<()> {
         self.bind()?;
-        // SAFETY: the caller's word. The copy of memory that is not pinned may end after the call:
-        // the device is waited for.
+        // SAFETY: the caller's word. The copy of memory that is not pinned may end after the call, and
+        // is work of the default stream. All the context's work is not waited for: that would break
+        // what another stream records meanwhile.
         unsafe { result::memcpy_htod_sync(address, from) }
-            .and_then(|()| self.context.synchronize())
+            .and_then(|()| self.context.default_stream().synchronize())
             .map_err(|error| failed(&error, "writing to the GPU"))
     }
 

@@ -1,6 +1,6 @@
 //! What a run is given, brought to where it reads it: what the host has in one copy.
 
-use cudarc::driver::{CudaEvent, PinnedHostSlice, result};
+use cudarc::driver::{CudaEvent, DriverError, PinnedHostSlice, result, sys};
 use imprompt_error::{Error, Result};
 
 use crate::device::failed;
@@ -58,7 +58,8 @@ impl Feed {
     /// What comes from the device has been read when this returns.
     ///
     /// # Errors
-    /// `OutOfMemory`; `Internal` when a part lies on another device; what the driver says.
+    /// `OutOfMemory`; `Internal` when a part lies on another device, or when it has to grow or copies on the
+    /// device while the stream is recorded; what the driver says.
     pub fn load<'a>(
         &'a mut self,
         parts: &[Part<'_>],
@@ -114,9 +115,9 @@ impl Feed {
 
     /// Copies what the host has, which takes `bytes`.
     fn bring_host(&mut self, parts: &[Part<'_>], bytes: usize) -> Result<()> {
+        self.wait().map_err(|error| failed(&error, "the inputs before"))?;
         let device = self.device()?.address();
         let Some(host) = self.host.as_mut().filter(|_| bytes > 0) else { return Ok(()) };
-        self.copied.synchronize().map_err(|error| failed(&error, "the inputs before"))?;
         let laid = host.as_mut_slice().map_err(|error| failed(&error, "pinned memory"))?;
         for (part, offset) in parts.iter().zip(&self.offsets) {
             if let Part::Host(bytes) = part {
@@ -147,6 +148,7 @@ impl Feed {
         if copies.is_empty() {
             return Ok(());
         }
+        self.stream.check_plain()?;
         let copied = copies.into_iter().try_for_each(|(from, to)| self.copy(from, to));
         // Those before one that failed as well.
         self.stream.synchronize()?;
@@ -175,9 +177,19 @@ impl Feed {
         .map_err(|error| failed(&error, "copying on the GPU"))
     }
 
+    /// Waits for the last copy from the host.
+    fn wait(&self) -> std::result::Result<(), DriverError> {
+        match self.copied.synchronize() {
+            // It was recorded, and so was not done: what copies from the host is never launched
+            // (`Stream::record`). What was before it was waited for when it was recorded.
+            Err(DriverError(sys::CUresult::CUDA_ERROR_CAPTURED_EVENT)) => Ok(()),
+            waited => waited,
+        }
+    }
+
     /// Frees the memory once the last copy out of it is over.
     fn release(&mut self) {
-        if self.copied.synchronize().is_err() {
+        if self.wait().is_err() {
             tracing::error!("the inputs' last copy to the GPU failed");
         }
         self.host = None;
@@ -187,7 +199,8 @@ impl Feed {
     fn reserve(&mut self, of_host: usize, all: usize) -> Result<()> {
         let size = |bytes: usize| bytes.max(ALIGNMENT).next_power_of_two();
         if of_host > 0 && self.host.as_ref().is_none_or(|host| host.len() < of_host) {
-            self.copied.synchronize().map_err(|error| failed(&error, "the inputs before"))?;
+            self.stream.check_plain()?;
+            self.wait().map_err(|error| failed(&error, "the inputs before"))?;
             self.host = None;
             self.host = Some(pinned(self.stream.device(), size(of_host))?);
         }

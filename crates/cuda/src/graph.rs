@@ -42,13 +42,13 @@ impl Stream {
         given?;
         let graph = graph.map_err(|error| failed(&error, "recording"))?;
         let Some(graph) = graph else { return Ok(None) };
-        let is_apart = is_apart(&graph).map_err(|error| failed(&error, "recorded work"))?;
-        Ok(is_apart.then_some(Graph(graph)))
+        let is_worth_it = is_worth_it(&graph).map_err(|error| failed(&error, "recorded work"))?;
+        Ok(is_worth_it.then_some(Graph(graph)))
     }
 }
 
-/// Whether nothing in `graph` touches the host's memory.
-fn is_apart(graph: &CudaGraph) -> Result<bool, DriverError> {
+/// Whether there is something in `graph`, and nothing that touches the host's memory.
+fn is_worth_it(graph: &CudaGraph) -> Result<bool, DriverError> {
     let of = graph.cu_graph();
     let mut count = 0;
     // SAFETY: the graph is live; without room for nodes only their number is asked for.
@@ -70,7 +70,7 @@ fn is_apart(graph: &CudaGraph) -> Result<bool, DriverError> {
             return Ok(false);
         }
     }
-    Ok(true)
+    Ok(count > 0)
 }
 
 /// Whether the copy `node` is from and to a device's memory.

@@ -172,6 +172,16 @@ impl Pitch {
         self.rows.checked_sub(1)?.checked_mul(self.stride)?.checked_add(self.width)
     }
 
+    /// Whether a row at `from` and one at `to` have a byte in common.
+    pub(crate) fn overlaps(&self, from: usize, to: usize) -> bool {
+        let apart = from.abs_diff(to);
+        let Some(rows) = apart.checked_div(self.stride) else { return apart == 0 };
+        // The rows that far apart, and the next ones.
+        let behind = apart % self.stride;
+        rows < self.rows && behind < self.width
+            || rows + 1 < self.rows && self.stride - behind < self.width
+    }
+
     /// Copies the rows at `from` to `to`.
     ///
     /// # Safety
@@ -224,5 +234,27 @@ mod tests {
         assert_eq!(Pitch { rows: 2, width: 11, stride: 10 }.reach(), None);
         assert_eq!(Pitch { rows: 0, width: 1, stride: 10 }.reach(), None);
         assert_eq!(Pitch { rows: 3, width: 4, stride: usize::MAX }.reach(), None);
+    }
+
+    #[test]
+    fn rows_overlap_where_they_have_a_byte_in_common() {
+        for pitch in [
+            Pitch { rows: 1, width: 4, stride: 4 },
+            Pitch { rows: 1, width: 3, stride: 7 },
+            Pitch { rows: 3, width: 1, stride: 5 },
+            Pitch { rows: 3, width: 4, stride: 5 },
+            Pitch { rows: 3, width: 5, stride: 5 },
+        ] {
+            let bytes = |start: usize| {
+                (0..pitch.rows).flat_map(move |row| {
+                    (0..pitch.width).map(move |byte| start + row * pitch.stride + byte)
+                })
+            };
+            for to in 0..40 {
+                let expected = bytes(15).any(|byte| bytes(to).any(|other| other == byte));
+                assert_eq!(pitch.overlaps(15, to), expected, "{pitch:?} {to}");
+                assert_eq!(pitch.overlaps(to, 15), expected, "{pitch:?} {to}");
+            }
+        }
     }
 }

@@ -3,7 +3,7 @@
 use std::ffi::c_void;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use cudarc::driver::{CudaStream, PinnedHostSlice, result};
+use cudarc::driver::{CudaStream, PinnedHostSlice, result, sys};
 use imprompt_error::{Error, Result};
 
 use crate::Device;
@@ -63,12 +63,23 @@ impl Stream {
     /// `bytes` bytes of zeros on the device.
     ///
     /// # Errors
-    /// `OutOfMemory`.
+    /// `OutOfMemory`; `Internal` while the stream is recorded.
     pub fn zeros(&self, bytes: usize) -> Result<Buffer> {
         let what = || format!("{bytes} bytes");
+        self.check_plain()?;
         let slice = self.stream.alloc_zeros::<u8>(bytes.max(1));
         let slice = slice.map_err(|error| failed(&error, &what()))?;
         Ok(Buffer::new(slice, self.clone()))
+    }
+
+    /// Refuses a stream that is recorded: what is allocated then is the recording's, and there while
+    /// it runs alone.
+    pub(crate) fn check_plain(&self) -> Result<()> {
+        let status = self.stream.capture_status();
+        match status.map_err(|error| failed(&error, "the stream"))? {
+            sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE => Ok(()),
+            _ => Err(Error::internal("memory on the GPU is asked for in work that is recorded")),
+        }
     }
 
     /// Copies the `into.len()` bytes at `address` of the device to the host, and waits for them.
@@ -124,7 +135,8 @@ impl Stream {
     /// `pitch.stride` bytes, from `from` to `to`.
     ///
     /// # Errors
-    /// `Internal` when either reaches out of `buffer`; what the driver says.
+    /// `Internal` when either reaches out of `buffer`, or a row would be copied onto another; what the
+    /// driver says.
     pub fn copy_rows(
         &self,
         buffer: &mut Buffer,
@@ -136,7 +148,7 @@ impl Stream {
             return Ok(());
         }
         let end = pitch.reach().and_then(|reach| reach.checked_add(from.max(to)));
-        if end.is_none_or(|end| end > buffer.len()) {
+        if end.is_none_or(|end| end > buffer.len()) || pitch.overlaps(from, to) {
             return Err(Error::internal(format!(
                 "{pitch:?} from byte {from} to {to} of {} on the GPU",
                 buffer.len()
@@ -144,8 +156,8 @@ impl Stream {
         }
         self.bind()?;
         let base = buffer.address();
-        // SAFETY: both ranges lie inside the buffer, as was checked, which its `&mut` gives to this
-        // call; the copy is ordered by the stream.
+        // SAFETY: both ranges lie inside the buffer and apart, as was checked, and its `&mut` gives it
+        // to this call; the copy is ordered by the stream.
         unsafe { pitch.copy(base + from as u64, base + to as u64, self.stream.cu_stream()) }
             .map_err(|error| failed(&error, "copying on the GPU"))
     }
