@@ -1,5 +1,5 @@
 //! What goes to a GPU's memory and comes back: on a GPU, and on an emulated one where there is none.
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::single_range_in_vec_init)]
 
 use std::sync::Arc;
 

@@ -1,5 +1,5 @@
 //! Every allocation that can fail, where the driver is emulated: a real one does not fail on demand.
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::single_range_in_vec_init)]
 
 use std::sync::Arc;
 

@@ -184,7 +184,7 @@ fn the_best_are_the_processors() {
     let gpu = Gpu::new();
     let stream = stream();
     let mut ranking = Ranking::new(&stream).unwrap();
-    // An emulated GPU takes a second for each of its many blocks.
+    // An emulated GPU takes its time.
     let most = if gpu.emulated().is_some() { 6_011 } else { 30_011 };
     for count in [1, 2, 72, 2047, 2048, 2049, most] {
         // One value a row, so that the products are the values: many equal ones, and zeros of

@@ -1,5 +1,5 @@
 //! Work that is recorded and given again: on a GPU, and on an emulated one where there is none.
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::single_range_in_vec_init)]
 
 use std::sync::Arc;
 
@@ -149,7 +149,7 @@ fn what_can_not_be_recorded_is_said() {
     let mut buffer = halves(&stream, 1);
     let mut into = [0; 32];
     let mut refused = |give: &mut dyn FnMut() -> Result<()>| {
-        let error = stream.record(|| give()).unwrap_err();
+        let error = stream.record(&mut *give).unwrap_err();
         assert_eq!(error.kind(), Kind::Internal, "{error}");
         // The stream is as it was.
         stream.copy_rows(&mut buffer, 0, 32, HALF).unwrap();
