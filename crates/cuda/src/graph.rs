@@ -1,6 +1,7 @@
 //! Work that is given again as a whole.
 
 use std::mem::MaybeUninit;
+use std::panic::{self, AssertUnwindSafe};
 use std::ptr;
 
 use cudarc::driver::{CudaGraph, DriverError, sys};
@@ -37,9 +38,10 @@ impl Stream {
         // Other threads, and ONNX Runtime itself, may allocate meanwhile.
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
         self.stream.begin_capture(mode).map_err(|error| failed(&error, "recording"))?;
-        let given = give();
+        // A stream that went on recording would do nothing any more.
+        let given = panic::catch_unwind(AssertUnwindSafe(give));
         let graph = self.stream.end_capture(sys::CUgraphInstantiate_flags(0));
-        given?;
+        given.unwrap_or_else(|payload| panic::resume_unwind(payload))?;
         let graph = graph.map_err(|error| failed(&error, "recording"))?;
         let Some(graph) = graph else { return Ok(None) };
         let is_worth_it = is_worth_it(&graph).map_err(|error| failed(&error, "recorded work"))?;

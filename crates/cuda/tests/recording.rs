@@ -1,6 +1,7 @@
 //! Work that is recorded and given again: on a GPU, and on an emulated one where there is none.
 #![allow(missing_docs, clippy::single_range_in_vec_init)]
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use half::f16;
@@ -163,4 +164,16 @@ fn what_can_not_be_recorded_is_said() {
     let given = refused(&mut || Err(Error::internal("by the caller")));
     assert_eq!(given, "by the caller");
     assert_eq!(into, [0; 32]);
+}
+
+#[test]
+fn a_panic_ends_the_recording() {
+    let _gpu = Gpu::new();
+    let stream = Device::open(0).unwrap().stream().unwrap();
+    let record = || stream.record(|| panic!("a test's own"));
+    assert!(catch_unwind(AssertUnwindSafe(record)).is_err());
+    let buffer = stream.zeros(10).unwrap();
+    let mut into = [1; 10];
+    buffer.span(0, 10).unwrap().read(&mut into).unwrap();
+    assert_eq!(into, [0; 10]);
 }
