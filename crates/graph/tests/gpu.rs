@@ -48,8 +48,8 @@ fn count(model: &onnx::Model, scope: &str) -> BTreeMap<String, usize> {
 
 /// The kernels of one layer in both forms, and those of each operator in the fused one.
 fn layer(graph: &Graph, scope: &str) -> ([usize; 2], BTreeMap<String, usize>) {
-    let [parts, fused] = [Form::Parts, Form::Fused]
-        .map(|form| count(&model(graph, Compute::F16, form), scope));
+    let [parts, fused] =
+        [Form::Parts, Form::Fused].map(|form| count(&model(graph, Compute::F16, form), scope));
     println!("{scope}: {parts:?}\n{fused:?}");
     ([parts.values().sum(), fused.values().sum()], fused)
 }
@@ -94,7 +94,8 @@ fn attention_is_one_operator_where_there_is_a_kernel() {
         names.iter().map(|name| found.get(*name).copied().unwrap_or(0)).collect()
     };
     let names = ["Attention", "Softmax", "Transpose"];
-    let caption = |model: &str, name: &str| caption_graph(&format!("goldens/captioners/{model}"), name);
+    let caption =
+        |model: &str, name: &str| caption_graph(&format!("goldens/captioners/{model}"), name);
     // Layers; none; that of the patches.
     assert_eq!(of(&caption("git_plain", VISION_GRAPH), &names), [2, 0, 1]);
     assert_eq!(of(&caption("blip_plain", VISION_GRAPH), &names), [2, 0, 1]);
