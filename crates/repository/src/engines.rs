@@ -402,6 +402,7 @@ impl Watch for Steps<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::progress::Silent;
     use imprompt_graph::clip::IMAGE_GRAPH;
 
     #[cfg(not(feature = "tensorrt-enterprise"))]
@@ -419,6 +420,19 @@ mod tests {
         assert_eq!(sorted, [COMPUTE_CAPABILITIES[0], COMPUTE_CAPABILITIES[2]]);
         let error = of(&["7.5"]).capabilities(&[Compute::Bf16]).unwrap_err();
         assert!(error.message().contains("7.5 has no bfloat16"), "{error}");
+    }
+
+    #[test]
+    fn tensorrt_has_no_fused_form() {
+        let request = GpuRequest { form: GpuForm::Fused, ..GpuRequest::default() };
+        let open = |request: &GpuRequest| {
+            let opened = EngineBuilder::open(request, &[Compute::F16], Path::new(""), &Silent);
+            opened.map(|engines| engines.form).map_err(|error| error.message().to_owned())
+        };
+        let error = open(&request).unwrap_err();
+        assert!(error.contains("`fused` have operators that TensorRT refuses"), "{error}");
+        let request = GpuRequest { engine: GpuEngine::Cuda, ..request };
+        assert_eq!(open(&request), Ok(GpuForm::Fused));
     }
 
     #[test]

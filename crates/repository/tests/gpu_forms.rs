@@ -1,6 +1,6 @@
 //! What a repository for ONNX Runtime's CUDA provider answers in either form of its graphs, on a
-//! machine without a GPU: the processor's operators compute them. All 28 pictures of `goldens/demo`
-//! are asked about, and answers compared with those of the processor's own graphs in float32.
+//! machine without a GPU: the processor's operators compute them. Pictures of `goldens/demo` are asked
+//! about, and answers compared with those of the processor's own graphs in float32.
 
 use std::path::{Path, PathBuf};
 
@@ -10,6 +10,9 @@ use imprompt_repository::{
     build,
 };
 use imprompt_stage::{Data, Parameters, Response, Tensor};
+
+/// Every so many pictures are asked about; 1 gives the figures of docs/gpu.md, and takes minutes.
+const EVERY: usize = 7;
 
 const MODES: [&str; 4] = ["best", "fast", "classic", "negative"];
 
@@ -47,7 +50,7 @@ fn pictures() -> Vec<Tensor<'static>> {
         let bytes = std::fs::read(path).unwrap();
         Tensor::bytes("image", vec![1, 1], vec![bytes.into()])
     };
-    files.iter().map(picture).collect()
+    files.iter().step_by(EVERY).map(picture).collect()
 }
 
 /// What is compared.
@@ -109,16 +112,20 @@ fn equal(left: &[Vec<u8>], right: &[Vec<u8>]) -> usize {
 #[test]
 fn both_forms_answer_as_float32_does() {
     let full = answers(None);
-    assert_eq!(full.captions.len(), 28);
+    let count = full.captions.len();
+    assert!(count >= 4);
     for form in [GpuForm::Parts, GpuForm::Fused] {
         let half = answers(Some(form));
         let pairs = full.embeddings.iter().zip(&half.embeddings);
         let least = pairs.map(|(left, right)| cosine(left, right)).fold(1.0, f64::min);
         let captions = equal(&full.captions, &half.captions);
         let prompts = [0, 1, 2, 3].map(|mode| equal(&full.prompts[mode], &half.prompts[mode]));
-        println!("{form:?}: least cosine {least:.7}, captions {captions}, prompts {prompts:?}");
+        println!(
+            "{form:?}: least cosine {least:.7}, captions {captions}, prompts {prompts:?} of {count}"
+        );
         assert!(least > 0.99999, "{form:?}: {least}");
-        assert_eq!(captions, 28, "{form:?}");
-        assert!(prompts.iter().all(|&equal| equal >= 20), "{form:?}: {prompts:?}");
+        assert_eq!(captions, count, "{form:?}");
+        // Terms of a prompt may hang on the last digit of a float16.
+        assert!(prompts.iter().all(|equal| equal * 4 >= count * 3), "{form:?}: {prompts:?}");
     }
 }
