@@ -180,24 +180,23 @@ impl<'g> Fusing<'g> {
     fn attend(&mut self, node: onnx::Node) -> Result<()> {
         let scale = scale(&node)?;
         let mask = node.input.get(3).filter(|mask| !mask.is_empty()).map(|mask| self.raise(mask));
-        let heads = attribute(&node, "q_num_heads").and_then(|attribute| attribute.i);
+        let mut heads = attribute(&node, "q_num_heads").and_then(|attribute| attribute.i);
         let mut sides = [0, 1, 2].map(|side| node.input[side].clone());
         let mut output = node.output[0].clone();
-        let mut heads_of = heads;
-        if heads.is_none() {
-            if let Some((parted, count, rows)) = self.parted(&sides, &output) {
-                let mut parts = self.parts(&output);
-                let shape = parts.ints(&[0, 0, -1], "rows");
-                for (side, (parted, name)) in
-                    sides.iter_mut().zip(parted.iter().zip(["query", "key", "value"]))
-                {
-                    *side = parts.node("Reshape", &[parted, &shape], name);
-                }
-                self.taken_over.insert(rows.clone());
-                (output, heads_of) = (rows, Some(count));
+        if heads.is_none()
+            && let Some((parted, count, rows)) = self.parted(&sides, &output)
+        {
+            let mut parts = self.parts(&output);
+            let shape = parts.ints(&[0, 0, -1], "rows");
+            for ((side, parted), name) in
+                sides.iter_mut().zip(&parted).zip(["query", "key", "value"])
+            {
+                *side = parts.node("Reshape", &[parted, &shape], name);
             }
+            self.taken_over.insert(rows.clone());
+            (output, heads) = (rows, Some(count));
         }
-        let mut fused = operator_of(&sides, mask.as_deref(), heads_of, scale, &output);
+        let mut fused = operator_of(&sides, mask.as_deref(), heads, scale, &output);
         fused.name = node.name;
         self.nodes.push(fused);
         Ok(())
