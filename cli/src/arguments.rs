@@ -5,7 +5,7 @@ mod device;
 mod measure;
 
 pub use cloud::{Delete, Deploy, InitImageMode, Invoke, ModelCache, Push, Restyle, Task};
-pub use device::{BuildEngine, Device, RunEngine, placement};
+pub use device::{BuildEngine, BuildForm, Device, RunEngine, placement};
 pub use measure::{Bench, Check, Part, Sweep};
 
 use std::path::PathBuf;
@@ -113,6 +113,9 @@ pub struct Build {
     /// With --device gpu: what runs the graphs there
     #[arg(long, value_enum, default_value_t = BuildEngine::Tensorrt)]
     pub gpu_engine: BuildEngine,
+    /// With --device gpu: the form of the graphs there
+    #[arg(long, value_enum, default_value_t = BuildForm::Parts)]
+    pub gpu_form: BuildForm,
     /// With --device gpu: the cards that engines are built for, such as 8.6 [default: all that there are engines for]
     #[arg(long, value_name = "X.Y", value_delimiter = ',')]
     pub compute_capability: Vec<imprompt_repository::ComputeCapability>,

@@ -57,6 +57,8 @@ fn wrong_usage_ends_with_2_and_prints_nothing_to_stdout() {
         &["build", "--out", "r"],
         &["build", "--clip", "c"],
         &["build", "--clip", "c", "--model-names", "m", "--out", "r"],
+        &["build", "--clip", "c", "--gpu-form", "fused", "--out", "r"],
+        &["build", "--clip", "c", "--device", "gpu", "--gpu-form", "fused", "--out", "r"],
         &["models", "--kind", "cat"],
         &["bench", "a.png", "--requests", "0"],
         &["bench", "--ensemble", "zero_shot"],

@@ -21,6 +21,15 @@ pub enum BuildEngine {
     Cuda,
 }
 
+/// The form of the graphs for ONNX Runtime's CUDA provider.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum BuildForm {
+    /// Attention in single products, activations in float32: what TensorRT's engines are built from, too.
+    Parts,
+    /// Attention and activations as one operator each, in the type that matrices are multiplied in: fewer kernels. Needs --gpu-engine cuda; has not run on a GPU yet.
+    Fused,
+}
+
 /// What runs the graphs on a GPU.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum RunEngine {

@@ -5,11 +5,11 @@ use std::time::Instant;
 
 use imprompt_repository::family::Role;
 use imprompt_repository::{
-    Bits, BuildRequest, GpuEngine, GpuRequest, Manifest, ModelFolder, Precision, Progress as _,
-    TENSORRT, TENSORRT_FOLDER,
+    Bits, BuildRequest, GpuEngine, GpuForm, GpuRequest, Manifest, ModelFolder, Precision,
+    Progress as _, TENSORRT, TENSORRT_FOLDER,
 };
 
-use crate::arguments::{Build, BuildEngine, Device};
+use crate::arguments::{Build, BuildEngine, BuildForm, Device};
 use crate::catalogue::{self, ModelNames};
 use crate::hub::{self, HubId};
 use crate::talk::{Bars, Failure, Result};
@@ -71,12 +71,26 @@ fn device(arguments: &Build) -> Result<(Option<GpuRequest>, Precision)> {
         Device::Cpu if !arguments.compute_capability.is_empty() || arguments.tensorrt.is_some() => {
             Err(Failure::usage("--compute-capability and --tensorrt go with --device gpu"))
         }
+        Device::Cpu if arguments.gpu_form == BuildForm::Fused => {
+            Err(Failure::usage("--gpu-form fused goes with --device gpu"))
+        }
         Device::Cpu => Ok((None, Precision::of(&arguments.precision))),
+        Device::Gpu
+            if arguments.gpu_form == BuildForm::Fused
+                && arguments.gpu_engine == BuildEngine::Tensorrt =>
+        {
+            Err(Failure::usage("--gpu-form fused is not for TensorRT, which refuses its operators")
+                .hint("add --gpu-engine cuda, or leave --gpu-form out"))
+        }
         Device::Gpu => {
             let request = GpuRequest {
                 engine: match arguments.gpu_engine {
                     BuildEngine::Tensorrt => GpuEngine::TensorRt,
                     BuildEngine::Cuda => GpuEngine::Cuda,
+                },
+                form: match arguments.gpu_form {
+                    BuildForm::Parts => GpuForm::Parts,
+                    BuildForm::Fused => GpuForm::Fused,
                 },
                 compute_capabilities: arguments.compute_capability.clone(),
                 tensorrt: installed::tensorrt(arguments.tensorrt.as_deref()),

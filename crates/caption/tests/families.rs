@@ -7,13 +7,15 @@ use std::path::{Path, PathBuf};
 
 use imprompt_caption::{
     CaptionRequest, Captioner, CaptionerOptions, EarlyStopping, Encoded, Generated,
-    GenerationOptions, PictureEncoder, Sampling, Stop, Told,
+    GenerationOptions, PictureEncoder, Sampling, Stop, Told, memory_length,
 };
 use imprompt_engine::onnxruntime::{OnnxRuntime, OnnxRuntimeOptions};
 use imprompt_engine::{
     CacheSpec, EngineOptions, Floats, Held, HeldRows, Input, Runtime, TensorView,
 };
 use imprompt_error::{CancelFlag, Kind, Uncancellable};
+use imprompt_graph::builder::Graph;
+use imprompt_graph::gpu::{Compute, Form, Target, for_gpu};
 use imprompt_graph::{CaptionFacts, caption_graphs};
 use safetensors::SafeTensors;
 use serde::Deserialize;
@@ -80,10 +82,26 @@ fn goldens() -> PathBuf {
 
 impl Golden {
     fn open(model: &str) -> Self {
+        Self::with(model, |graph, _| graph)
+    }
+
+    /// With the graphs in a form for a GPU.
+    fn for_gpu(model: &str, compute: Compute, form: Form) -> Self {
+        let text = CaptionerOptions::default().max_text_positions;
+        Self::with(model, |graph, facts| {
+            let most = facts.max_positions.unwrap_or(usize::MAX);
+            let positions = (facts.prefix_positions() + text).min(most);
+            let memory = memory_length(facts, text);
+            for_gpu(&graph, &Target { compute, form, positions, memory }).unwrap()
+        })
+    }
+
+    fn with(model: &str, change: impl Fn(Graph, &CaptionFacts) -> Graph) -> Self {
         let source = goldens().join(model);
         let folder = tempfile::tempdir().unwrap();
         let graphs = caption_graphs(&source).unwrap();
-        for (name, graph) in &graphs.files {
+        for (name, graph) in graphs.files {
+            let graph = change(graph, &graphs.facts);
             fs::write(folder.path().join(name), &graph.bytes).unwrap();
             for file in &graph.weight_files {
                 let target = folder.path().join(file);
@@ -322,6 +340,35 @@ fn captions_do_not_hang_on_the_cache() {
         let found = captions(&mut golden.captioner(&recompute), &requests);
         assert_eq!(found, golden.expected(), "{model}");
     }
+}
+
+/// ONNX Runtime's operators on the processor compute the forms for a GPU of every family: the fused
+/// one says what the other says.
+#[test]
+fn the_forms_for_a_gpu_say_the_same() {
+    let mut equal = [0, 0];
+    for model in MODELS {
+        for (form, equal) in [Form::Parts, Form::Fused].into_iter().zip(&mut equal) {
+            let said = |compute| {
+                let golden = Golden::for_gpu(model, compute, form);
+                let pictures = golden.pictures();
+                let requests: Vec<_> =
+                    golden.cases.iter().map(|case| request(case, &pictures)).collect();
+                // imprompt's kernels are for the processor's graphs.
+                let engine = EngineOptions { kernels: None, ..options().engine };
+                let options = CaptionerOptions { engine, ..options() };
+                captions(&mut golden.captioner(&options), &requests)
+            };
+            let expected = Golden::open(model).expected();
+            assert_eq!(said(Compute::F32), expected, "{model}, {form:?}");
+            let half = said(Compute::F16);
+            let same = half.iter().zip(&expected).filter(|(half, full)| half == full).count();
+            println!("{model}, {form:?}: {same} of {} in float16", expected.len());
+            *equal += same;
+        }
+    }
+    println!("in float16 parts say {} and fused {} of {}", equal[0], equal[1], 20 * MODELS.len());
+    assert!(equal.iter().all(|&equal| equal >= 420), "{equal:?}");
 }
 
 /// A case of generation.json: the arguments of the reference's `generate`.

@@ -1,5 +1,5 @@
-//! The form that a GPU's engines are built from, computed by ONNX Runtime on the CPU: in float32 it
-//! gives what the CPU's graphs give, in float16 nearly that.
+//! The forms of the graphs for a GPU, computed by ONNX Runtime on the CPU: in float32 they give what
+//! the CPU's graphs give, in float16 nearly that.
 #![allow(missing_docs)]
 
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use imprompt_engine::onnxruntime::{OnnxRuntime, OnnxRuntimeOptions};
 use imprompt_engine::{CacheSpec, ElementType, Engine, EngineOptions, Input, Runtime, TensorView};
 use imprompt_graph::builder::Graph;
 use imprompt_graph::captioner::{DECODER_GRAPH, QFORMER_GRAPH, VISION_GRAPH};
-use imprompt_graph::gpu::{Compute, Target, for_gpu};
+use imprompt_graph::gpu::{Compute, Form, Target, for_gpu};
 use imprompt_graph::{caption_graphs, clip_graphs};
 
 const POSITIONS: usize = 32;
@@ -17,12 +17,17 @@ fn model(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models").join(name)
 }
 
-/// `graph` in the form of `compute` (`None`: as it is), opened over the weights of `model`.
-fn open(folder: &Path, model: &Path, graph: &Graph, compute: Option<Compute>) -> Box<dyn Engine> {
-    let graph = match compute {
+/// `graph` in a form for a GPU (`None`: as it is), opened over the weights of `model`.
+fn open(
+    folder: &Path,
+    model: &Path,
+    graph: &Graph,
+    form: Option<(Compute, Form)>,
+) -> Box<dyn Engine> {
+    let graph = match form {
         None => graph.clone(),
-        Some(compute) => {
-            for_gpu(graph, &Target { compute, positions: POSITIONS, memory: 0 }).unwrap()
+        Some((compute, form)) => {
+            for_gpu(graph, &Target { compute, form, positions: POSITIONS, memory: 0 }).unwrap()
         }
     };
     for file in &graph.weight_files {
@@ -30,7 +35,7 @@ fn open(folder: &Path, model: &Path, graph: &Graph, compute: Option<Compute>) ->
             std::fs::copy(model.join(file), folder.join(file)).unwrap();
         }
     }
-    let path = folder.join(format!("{compute:?}.onnx"));
+    let path = folder.join(format!("{form:?}.onnx"));
     std::fs::write(&path, &graph.bytes).unwrap();
     let options = EngineOptions { kernels: None, threads: 1, ..EngineOptions::default() };
     OnnxRuntime::open(&OnnxRuntimeOptions::default()).unwrap().open(&path, &options).unwrap()
@@ -56,18 +61,22 @@ fn difference(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
 }
 
-/// What `engine` gives is compared in both forms with the graph as it is.
+/// What `engine` gives is compared in all forms with the graph as it is.
 fn compare(model: &Path, graph: &Graph, compute: impl Fn(&mut dyn Engine) -> Vec<f32>) {
     let folder = tempfile::tempdir().unwrap();
     let of = |form| compute(open(folder.path(), model, graph, form).as_mut());
     let expected = of(None);
-    let wide = of(Some(Compute::F32));
-    assert!(difference(&expected, &wide) < 2e-4, "{}", difference(&expected, &wide));
-    let half = of(Some(Compute::F16));
-    let near = cosine(&expected, &half);
-    assert!(near > 0.9995, "{near}");
-    // Something was rounded: the products are in float16 indeed.
-    assert_ne!(expected, half);
+    for form in [Form::Parts, Form::Fused] {
+        let wide = of(Some((Compute::F32, form)));
+        let far = difference(&expected, &wide);
+        assert!(far < 2e-4, "{form:?}: {far}");
+        let half = of(Some((Compute::F16, form)));
+        let near = cosine(&expected, &half);
+        println!("{form:?}: float32 {far:e}, float16 1 - {:e}", 1.0 - near);
+        assert!(near > 0.9995, "{form:?}: {near}");
+        // Something was rounded: the products are in float16 indeed.
+        assert_ne!(expected, half, "{form:?}");
+    }
 }
 
 #[test]

@@ -14,6 +14,7 @@ use imprompt_error::{Error, Result};
 use imprompt_graph::builder::Graph;
 use imprompt_graph::captioner::{DECODER_GRAPH, MEMORY_GRAPH, QFORMER_GRAPH, VISION_GRAPH};
 use imprompt_graph::clip::TEXT_GRAPH;
+pub use imprompt_graph::gpu::Form as GpuForm;
 use imprompt_graph::gpu::{Compute, Length, Target, for_gpu, ports};
 use imprompt_graph::{CaptionGraphs, ClipFacts};
 use imprompt_stage::Parameters;
@@ -47,6 +48,8 @@ pub enum GpuEngine {
 pub struct GpuRequest {
     /// What shall run there.
     pub engine: GpuEngine,
+    /// The form of the graphs; [`GpuForm::Fused`] is for [`GpuEngine::Cuda`] alone.
+    pub form: GpuForm,
     /// The cards they shall run on; none: all that engines are built for here.
     pub compute_capabilities: Vec<ComputeCapability>,
     /// The folder of TensorRT's library; `None`: looked for.
@@ -197,16 +200,27 @@ pub(crate) struct EngineBuilder<'a> {
     before: &'a Path,
     progress: &'a dyn Progress,
     done: HashMap<String, PathBuf>,
+    form: GpuForm,
 }
 
 impl<'a> EngineBuilder<'a> {
     /// Opens TensorRT's library, where it is asked for.
+    ///
+    /// # Errors
+    /// `InvalidInput` where TensorRT is asked for and a form that it does not build; what opening its library fails with.
     pub(crate) fn open(
         request: &GpuRequest,
         computes: &[Compute],
         before: &'a Path,
         progress: &'a dyn Progress,
     ) -> Result<Self> {
+        let form = request.form;
+        if request.engine == GpuEngine::TensorRt && form == GpuForm::Fused {
+            return Err(Error::invalid(
+                "graphs in the form `fused` have operators that TensorRT refuses; they are for \
+                 ONNX Runtime's CUDA provider alone",
+            ));
+        }
         let own = std::env::current_exe().and_then(|path| path.canonicalize()).unwrap_or_default();
         let folders = own.ancestors().skip(1).take(2).map(Path::to_owned).collect();
         let search = LibrarySearch { folder: request.tensorrt.clone(), folders };
@@ -216,7 +230,7 @@ impl<'a> EngineBuilder<'a> {
                 request.capabilities(computes)?;
             }
             let (library, capabilities, done) = (None, Vec::new(), HashMap::new());
-            return Ok(EngineBuilder { library, capabilities, before, progress, done });
+            return Ok(EngineBuilder { library, capabilities, before, progress, done, form });
         }
         let capabilities = request.capabilities(computes)?;
         let library = TensorRt::open(&search)?;
@@ -228,7 +242,7 @@ impl<'a> EngineBuilder<'a> {
             shown.join(", ")
         ));
         let done = HashMap::new();
-        Ok(EngineBuilder { library: Some(library), capabilities, before, progress, done })
+        Ok(EngineBuilder { library: Some(library), capabilities, before, progress, done, form })
     }
 
     /// Puts the form for a GPU of the graph `name`, which lies in `folder` (`STAGE/1` of the repository)
@@ -250,7 +264,8 @@ impl<'a> EngineBuilder<'a> {
             place(&manifest::engine_file(first), &engine)?;
             return place(&manifest::manifest_file(first), &own);
         }
-        let target = Target { compute, positions: lengths.positions, memory: lengths.memory };
+        let (positions, memory) = (lengths.positions, lengths.memory);
+        let target = Target { compute, form: self.form, positions, memory };
         let form = for_gpu(graph, &target).map_err(|error| error.context(name))?;
         files::write(&gpu_form(&path), &form.bytes)?;
         self.done.insert(name.to_owned(), path.clone());
@@ -387,6 +402,7 @@ impl Watch for Steps<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::progress::Silent;
     use imprompt_graph::clip::IMAGE_GRAPH;
 
     #[cfg(not(feature = "tensorrt-enterprise"))]
@@ -404,6 +420,19 @@ mod tests {
         assert_eq!(sorted, [COMPUTE_CAPABILITIES[0], COMPUTE_CAPABILITIES[2]]);
         let error = of(&["7.5"]).capabilities(&[Compute::Bf16]).unwrap_err();
         assert!(error.message().contains("7.5 has no bfloat16"), "{error}");
+    }
+
+    #[test]
+    fn tensorrt_has_no_fused_form() {
+        let request = GpuRequest { form: GpuForm::Fused, ..GpuRequest::default() };
+        let open = |request: &GpuRequest| {
+            let opened = EngineBuilder::open(request, &[Compute::F16], Path::new(""), &Silent);
+            opened.map(|engines| engines.form).map_err(|error| error.message().to_owned())
+        };
+        let error = open(&request).unwrap_err();
+        assert!(error.contains("`fused` have operators that TensorRT refuses"), "{error}");
+        let request = GpuRequest { engine: GpuEngine::Cuda, ..request };
+        assert_eq!(open(&request), Ok(GpuForm::Fused));
     }
 
     #[test]

@@ -22,7 +22,8 @@ pub use build::{BuildRequest, build, check_architecture, check_target};
 pub use imprompt_engine::Gpu;
 
 pub use engines::{
-    COMPUTE_CAPABILITIES, ComputeCapability, GpuEngine, GpuRequest, TENSORRT, TENSORRT_FOLDER,
+    COMPUTE_CAPABILITIES, ComputeCapability, GpuEngine, GpuForm, GpuRequest, TENSORRT,
+    TENSORRT_FOLDER,
 };
 pub use imprompt_graph::family;
 pub use imprompt_graph::weights::WEIGHT_FILES;
