@@ -131,3 +131,14 @@ fn operators_are_those_of_an_opset_that_has_them() {
         assert_eq!(of(Form::Fused), [standard(opsets[1]), microsoft]);
     }
 }
+
+#[test]
+fn bfloat16_has_an_opset_with_convolutions_of_it() {
+    let graphs = clip_graphs(&folder("models/demo-clip")).unwrap();
+    for form in [Form::Parts, Form::Fused] {
+        let opset = |compute| model(&graphs.image, compute, form).opset_import[0].version.unwrap();
+        assert!(opset(Compute::Bf16) >= 22, "{form:?}");
+    }
+    let opset = model(&graphs.image, Compute::F16, Form::Parts).opset_import[0].version;
+    assert_eq!(opset, Some(graphs.image.opset));
+}

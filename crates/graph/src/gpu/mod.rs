@@ -142,9 +142,16 @@ pub fn for_gpu(graph: &Graph, target: &Target) -> Result<Graph> {
         _ => typed::Typed::new(inner, compute, narrow).rewrite(nodes, inner)?,
     };
     inner.drop_unread();
+    // ONNX Runtime's CUDA provider has convolutions of bfloat16 from this opset on.
+    let lowest = if compute == Compute::Bf16 { graph.opset.max(22) } else { graph.opset };
     let opset = match target.form {
-        Form::Parts => graph.opset,
-        Form::Fused => fused::set_operators(&mut model, graph.opset),
+        Form::Parts => {
+            if lowest > graph.opset {
+                model.set_opset(lowest);
+            }
+            lowest
+        }
+        Form::Fused => fused::set_operators(&mut model, lowest),
     };
     Ok(Graph { bytes: model.encode_to_vec(), weight_files: graph.weight_files.clone(), opset })
 }
