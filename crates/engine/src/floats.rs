@@ -118,7 +118,7 @@ impl Floats<'_> {
     /// `Internal` when they do not fill it, or are held in another one.
     pub fn input<'s>(&'s self, shape: &'s [usize]) -> Result<Input<'s>> {
         match self {
-            Floats::Values(values) => Ok(TensorView::new(shape, &**values)?.into()),
+            Floats::Values(values) => Ok(TensorView::new(shape, values)?.into()),
             Floats::Held(rows) if rows.shape() == shape => Ok(Input::Held(rows)),
             Floats::Held(rows) => Err(Error::internal(format!(
                 "a tensor of shape {:?} was given for one of {shape:?}",

@@ -9,13 +9,15 @@ use imprompt_error::{Error, Result};
 
 use crate::{ElementType, Held, HostCopy, TensorView};
 
+/// A tensor and the elements of it that count.
+type Part = (Arc<dyn Held>, Range<usize>);
+
 /// Rows of float32 tensors that engines hold, one behind the other, as one tensor. They are shared, and
 /// settled: an engine of any instance may be given them, and reads them on the GPU where they are on
 /// its own.
 #[derive(Debug)]
 pub struct HeldRows {
-    /// Each with the elements of it that count.
-    parts: Vec<(Arc<dyn Held>, Range<usize>)>,
+    parts: Vec<Part>,
     shape: Vec<usize>,
     /// The elements, where they are of several tensors.
     host: HostCopy,
@@ -30,9 +32,7 @@ impl Clone for HeldRows {
 /// Tensors of one shape, whatever they hold, are equal where they are the same memory.
 impl PartialEq for HeldRows {
     fn eq(&self, other: &Self) -> bool {
-        let same = |((a, x), (b, y)): (&(Arc<dyn Held>, _), &(Arc<dyn Held>, _))| {
-            Arc::ptr_eq(a, b) && x == y
-        };
+        let same = |((a, x), (b, y)): (&Part, &Part)| Arc::ptr_eq(a, b) && x == y;
         self.shape == other.shape
             && self.parts.len() == other.parts.len()
             && self.parts.iter().zip(&other.parts).all(same)
