@@ -12,7 +12,9 @@ use imprompt_clip::{ImageEncoder, TextEncoder, TextOptions, TextTower};
 use imprompt_engine::onnxruntime::{OnnxRuntime, OnnxRuntimeOptions};
 use imprompt_engine::{EngineOptions, Held, Instructions, Runtime, TensorView};
 use imprompt_error::{CancelFlag, Kind, Uncancellable};
+use imprompt_graph::builder::Graph;
 use imprompt_graph::clip::{IMAGE_GRAPH, TEXT_GRAPH};
+use imprompt_graph::gpu::{Compute, Form, Target, for_gpu};
 use imprompt_graph::{ClipFacts, ClipFamily, Probability, clip_graphs};
 use safetensors::SafeTensors;
 
@@ -65,6 +67,16 @@ impl Golden {
 
     /// With the weights of another folder of `goldens`.
     fn of(name: &str, weights: &str) -> Self {
+        Self::with(name, weights, Graph::clone)
+    }
+
+    /// With its graphs in a form for a GPU.
+    fn for_gpu(name: &str, compute: Compute, form: Form) -> Self {
+        let target = Target { compute, form, positions: 0, memory: 0 };
+        Self::with(name, name, |graph| for_gpu(graph, &target).unwrap())
+    }
+
+    fn with(name: &str, weights: &str, change: impl Fn(&Graph) -> Graph) -> Self {
         let goldens = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../goldens");
         let source = goldens.join(weights);
         let graphs = clip_graphs(&source).unwrap();
@@ -72,8 +84,9 @@ impl Golden {
         for file in graphs.image.weight_files.union(&graphs.text.weight_files) {
             std::fs::copy(source.join(file), folder.path().join(file)).unwrap();
         }
-        std::fs::write(folder.path().join(IMAGE_GRAPH), &graphs.image.bytes).unwrap();
-        std::fs::write(folder.path().join(TEXT_GRAPH), &graphs.text.bytes).unwrap();
+        for (file, graph) in [(IMAGE_GRAPH, &graphs.image), (TEXT_GRAPH, &graphs.text)] {
+            std::fs::write(folder.path().join(file), change(graph).bytes).unwrap();
+        }
         let bytes = std::fs::read(goldens.join(format!("{name}.safetensors"))).unwrap();
         let tensors = SafeTensors::deserialize(&bytes).unwrap();
         let floats = |name: &str| -> Vec<f32> {
@@ -227,6 +240,48 @@ fn high_precision_equals_the_reference() {
         let tower = golden.text_tower_with(high.clone(), 1024, 1);
         let found = TextEncoder::new(tower).encode(&golden.rows, &Uncancellable).unwrap();
         assert_close(&format!("{name} texts"), &found, &golden.text_embeds, limit);
+    }
+}
+
+/// The embeddings of pictures and texts by ONNX Runtime's operators, one after the other: imprompt's
+/// kernels are for the processor's graphs.
+fn embeds(golden: &Golden) -> Vec<f32> {
+    let options = EngineOptions { kernels: None, ..engine_options() };
+    let mut embeds =
+        golden.image_encoder_with(&options).encode(&golden.pictures(), PICTURES).unwrap();
+    let mut texts = TextEncoder::new(golden.text_tower_with(options, 1024, 1));
+    embeds.extend(texts.encode(&golden.rows, &Uncancellable).unwrap());
+    embeds
+}
+
+/// The least cosine of two embeddings of the same.
+fn least_cosine(a: &[f32], b: &[f32], dimension: usize) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let cosine = |(a, b): (&[f32], &[f32])| {
+        let dot = |a: &[f32], b: &[f32]| -> f64 {
+            a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+        };
+        dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
+    };
+    a.chunks_exact(dimension).zip(b.chunks_exact(dimension)).map(cosine).fold(1.0, f64::min)
+}
+
+/// The forms for a GPU, computed on the processor.
+#[test]
+fn the_forms_for_a_gpu_embed_alike() {
+    for name in CASES.into_iter().chain(SIGLIP) {
+        let golden = Golden::new(name);
+        let expected = embeds(&golden);
+        for form in [Form::Parts, Form::Fused] {
+            let of = |compute| {
+                let found = embeds(&Golden::for_gpu(name, compute, form));
+                least_cosine(&expected, &found, golden.facts.projection_dim)
+            };
+            let (wide, half) = (of(Compute::F32), of(Compute::F16));
+            println!("{name}, {form:?}: 1 - cosine {:e}, in float16 {:e}", 1.0 - wide, 1.0 - half);
+            assert!(1.0 - wide < 1e-10, "{name}, {form:?}: {wide}");
+            assert!(1.0 - half < 1e-4, "{name}, {form:?}: {half}");
+        }
     }
 }
 

@@ -165,16 +165,9 @@ impl Feed {
                 own.ordinal()
             )));
         }
-        if from.is_empty() {
-            return Ok(());
-        }
         // SAFETY: both have as many bytes, which do not overlap: a span is never the feed's own, which
         // is borrowed. `bring_device` waits for the copy, and the span is allocated as long.
-        unsafe {
-            let stream = self.stream.stream.cu_stream();
-            result::memcpy_dtod_async(to, from.address(), from.len(), stream)
-        }
-        .map_err(|error| failed(&error, "copying on the GPU"))
+        unsafe { self.stream.copy(from.address(), to, from.len()) }
     }
 
     /// Waits for the last copy from the host.
@@ -185,15 +178,6 @@ impl Feed {
             Err(DriverError(sys::CUresult::CUDA_ERROR_CAPTURED_EVENT)) => Ok(()),
             waited => waited,
         }
-    }
-
-    /// Frees the memory once the last copy out of it is over.
-    fn release(&mut self) {
-        if self.wait().is_err() {
-            tracing::error!("the inputs' last copy to the GPU failed");
-        }
-        self.host = None;
-        self.device = None;
     }
 
     fn reserve(&mut self, of_host: usize, all: usize) -> Result<()> {
@@ -215,6 +199,9 @@ impl Feed {
 
 impl Drop for Feed {
     fn drop(&mut self) {
-        self.release();
+        // What it reads is freed after it.
+        if self.wait().is_err() {
+            tracing::error!("the inputs' last copy to the GPU failed");
+        }
     }
 }

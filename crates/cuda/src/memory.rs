@@ -1,10 +1,9 @@
 //! Memory of a GPU.
 
-use cudarc::driver::{CudaSlice, DevicePtr as _, DriverError, result, sys};
+use cudarc::driver::{CudaSlice, DevicePtr as _, DriverError, sys};
 use imprompt_error::{Error, Result};
 
 use crate::Stream;
-use crate::device::failed;
 
 /// Bytes on a device, freed when dropped, after the work that its stream was given before.
 #[derive(Debug)]
@@ -140,14 +139,9 @@ impl<'b> Span<'b> {
     /// # Errors
     /// What went wrong in the work that was given before; what the driver says.
     pub unsafe fn copy_to(&self, address: u64) -> Result<()> {
-        self.stream.bind()?;
-        if !self.is_empty() {
-            let stream = self.stream.stream.cu_stream();
-            // SAFETY: the caller's word for `address`; as many are allocated here, and all that writes
-            // them is given to the stream.
-            unsafe { result::memcpy_dtod_async(address, self.address, self.len, stream) }
-                .map_err(|error| failed(&error, "copying on the GPU"))?;
-        }
+        // SAFETY: the caller's word for `address`; as many are allocated here, and all that writes them
+        // is given to the stream.
+        unsafe { self.stream.copy(self.address, address, self.len)? };
         self.stream.synchronize()
     }
 }

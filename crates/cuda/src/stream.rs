@@ -121,14 +121,28 @@ impl Stream {
     /// `OutOfMemory`; what the driver says.
     pub unsafe fn copy_of(&self, address: u64, bytes: usize) -> Result<Buffer> {
         let copy = self.zeros(bytes)?;
-        if bytes > 0 {
-            let to = copy.address();
-            // SAFETY: the caller's word for `address`; the copy has as many bytes.
-            unsafe { result::memcpy_dtod_async(to, address, bytes, self.stream.cu_stream()) }
-                .map_err(|error| failed(&error, "copying on the GPU"))?;
-        }
+        // SAFETY: the caller's word for `address`; the copy has as many bytes.
+        unsafe { self.copy(address, copy.address(), bytes)? };
         self.synchronize()?;
         Ok(copy)
+    }
+
+    /// Copies the `bytes` bytes at `from` to `to`, both on the device, in its turn.
+    ///
+    /// # Safety
+    /// As many bytes are allocated at either until it is done, and do not overlap; what writes those at
+    /// `from` was given to this stream, or is done.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub(crate) unsafe fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<()> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        self.bind()?;
+        // SAFETY: the caller's word.
+        unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream.cu_stream()) }
+            .map_err(|error| failed(&error, "copying on the GPU"))
     }
 
     /// Copies rows inside the device's memory: `pitch.rows` times `pitch.width` bytes, a row every

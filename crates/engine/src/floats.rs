@@ -4,6 +4,7 @@ use std::borrow::Cow;
 
 use imprompt_error::{Error, Result};
 
+use crate::tensor::element_count;
 use crate::{Held as _, HeldRows, Input, TensorView};
 
 /// Values of one or more pictures or embeddings, row-major, as they came: on the host, or as an engine
@@ -63,8 +64,7 @@ impl Floats<'_> {
         match self {
             Floats::Held(rows) => rows.part(start, shape.to_vec()).map(Floats::Held),
             Floats::Values(values) => {
-                let count = shape.iter().try_fold(1usize, |count, &size| count.checked_mul(size));
-                let end = count.and_then(|count| count.checked_add(start));
+                let end = element_count(shape).and_then(|count| count.checked_add(start));
                 let part = end.and_then(|end| values.get(start..end));
                 let short =
                     || Error::internal(format!("{shape:?} from {start} on of {}", self.len()));

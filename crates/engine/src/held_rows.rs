@@ -4,10 +4,11 @@ use std::any::Any;
 use std::ops::Range;
 use std::sync::Arc;
 
-use imprompt_cuda::{Buffer, Device, Span};
+use imprompt_cuda::{Buffer, Device, Part as GpuPart, Span};
 use imprompt_error::{Error, Result};
 
-use crate::{ElementType, Held, HostCopy, TensorView};
+use crate::tensor::element_count;
+use crate::{ElementType, Held, HostCopy, Input, TensorView};
 
 /// A tensor and the elements of it that count.
 type Part = (Arc<dyn Held>, Range<usize>);
@@ -57,12 +58,12 @@ impl HeldRows {
         Ok(HeldRows { parts: vec![(held.into(), 0..elements)], shape, host: HostCopy::default() })
     }
 
-    /// What `buffer` has, whose writing is done, as a tensor of `shape`.
+    /// What `buffer` has as a tensor of `shape`, once it is written.
     ///
     /// # Errors
-    /// `Internal` when it has not as many bytes.
+    /// `Internal` when it has not as many bytes; what went wrong in the work that writes it.
     pub fn on_gpu(buffer: Buffer, shape: Vec<usize>) -> Result<Self> {
-        let bytes = elements(&shape)?.checked_mul(size_of::<f32>());
+        let bytes = element_count(&shape).and_then(|count| count.checked_mul(size_of::<f32>()));
         if bytes.is_none_or(|bytes| bytes > buffer.len()) {
             return Err(Error::internal(format!(
                 "a tensor of shape {shape:?} in {} bytes on the GPU",
@@ -83,7 +84,7 @@ impl HeldRows {
     /// # Errors
     /// `Internal` when there are not so many.
     pub fn part(&self, start: usize, shape: Vec<usize>) -> Result<Self> {
-        let end = elements(&shape)?.checked_add(start);
+        let end = element_count(&shape).and_then(|count| count.checked_add(start));
         let Some(end) = end.filter(|end| *end <= self.elements()) else {
             return Err(Error::internal(format!(
                 "a tensor of shape {shape:?} from element {start} on of {}",
@@ -128,19 +129,23 @@ impl HeldRows {
     }
 }
 
-/// The elements of `held` on `device`, where they are settled there: see [`Held::settled`].
+/// How `input` is brought to a run on `device`: from there where it is settled there (see
+/// [`Held::settled`]), else from the host.
 ///
 /// # Errors
-/// As [`Held::settled`].
-pub fn settled_on<'h>(held: &'h dyn Held, device: &Device) -> Result<Option<Vec<Span<'h>>>> {
-    let is_there = |span: &Span<'_>| span.stream().device().ordinal() == device.ordinal();
-    Ok(held.settled()?.filter(|spans| spans.iter().all(is_there)))
-}
-
-/// How many elements fill `shape`.
-fn elements(shape: &[usize]) -> Result<usize> {
-    let count = shape.iter().try_fold(1usize, |count, &length| count.checked_mul(length));
-    count.ok_or_else(|| Error::internal(format!("a tensor of shape {shape:?}")))
+/// As [`Held::settled`] and [`Held::to_host`].
+pub fn brought<'a>(input: &Input<'a>, device: &Device) -> Result<GpuPart<'a>> {
+    let view = match input {
+        Input::View(view) => *view,
+        Input::Held(held) => {
+            let is_there = |span: &Span<'_>| span.stream().device().ordinal() == device.ordinal();
+            match held.settled()?.filter(|spans| spans.iter().all(is_there)) {
+                Some(spans) => return Ok(GpuPart::There(spans)),
+                None => held.to_host()?,
+            }
+        }
+    };
+    Ok(GpuPart::Host(view.data().bytes()))
 }
 
 impl Held for HeldRows {
@@ -191,6 +196,13 @@ struct Copied {
     host: HostCopy,
 }
 
+impl Copied {
+    fn span(&self) -> Result<Span<'_>> {
+        let elements: usize = self.shape.iter().product();
+        self.buffer.span(0, elements * size_of::<f32>())
+    }
+}
+
 impl Held for Copied {
     fn element_type(&self) -> ElementType {
         ElementType::F32
@@ -201,12 +213,12 @@ impl Held for Copied {
     }
 
     fn to_host(&self) -> Result<TensorView<'_>> {
-        let span = self.buffer.span(0, elements(&self.shape)? * size_of::<f32>())?;
+        let span = self.span()?;
         self.host.view(&self.shape, ElementType::F32, |into| span.read(into))
     }
 
     fn on_gpu(&self) -> Result<Option<Span<'_>>> {
-        self.buffer.span(0, elements(&self.shape)? * size_of::<f32>()).map(Some)
+        self.span().map(Some)
     }
 
     fn settle(&self) -> Result<()> {

@@ -31,7 +31,7 @@ pub use imprompt_cuda::{
 };
 
 pub use floats::Floats;
-pub use held_rows::{HeldRows, settled_on};
+pub use held_rows::{HeldRows, brought};
 pub use host_copy::HostCopy;
 
 pub use cache::{CacheEntry, CacheSpec, SlotLength};
@@ -127,6 +127,15 @@ impl<'a> Input<'a> {
         match self {
             Input::View(view) => view.shape(),
             Input::Held(held) => held.shape(),
+        }
+    }
+
+    /// The type of its elements.
+    #[must_use]
+    pub fn element_type(&self) -> ElementType {
+        match self {
+            Input::View(view) => view.element_type(),
+            Input::Held(held) => held.element_type(),
         }
     }
 

@@ -135,6 +135,11 @@ macro_rules! element {
 }
 element!(f32 => F32, f16 => F16, bf16 => Bf16, i64 => I64, i32 => I32, u8 => U8);
 
+/// How many elements fill `shape`; `None` where that is no number.
+pub(crate) fn element_count(shape: &[usize]) -> Option<usize> {
+    shape.iter().try_fold(1usize, |count, &length| count.checked_mul(length))
+}
+
 /// A shape and the elements that fill it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct TensorView<'a> {
@@ -149,7 +154,7 @@ impl<'a> TensorView<'a> {
     /// `Internal` when the product of `shape` is not the number of elements.
     pub fn new<T: Element>(shape: &'a [usize], elements: &'a [T]) -> Result<Self> {
         let data = T::to_data(elements);
-        let expected = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
+        let expected = element_count(shape);
         if expected != Some(data.len()) {
             return Err(Error::internal(format!(
                 "a tensor of shape {shape:?} was given {} elements",

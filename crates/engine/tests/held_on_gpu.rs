@@ -2,7 +2,7 @@
 #![allow(missing_docs)]
 
 use imprompt_cuda_emulated::Gpu as Driver;
-use imprompt_engine::{Floats, Gpu, GpuStream, Held, HeldRows, settled_on};
+use imprompt_engine::{Floats, Gpu, GpuPart, GpuStream, Held, HeldRows, Input, brought};
 use imprompt_error::Kind;
 
 /// A tensor of `shape` on the device of `stream`, with the numbers from `first` on.
@@ -47,10 +47,12 @@ fn rows_stay_on_their_gpu() {
     // Whoever has a part has what it is of.
     drop((one, part));
     assert_eq!(values(&Floats::Held(joined.part(2, vec![1, 4]).unwrap())), [4, 5, 10, 11]);
-    assert!(settled_on(&joined, &device).unwrap().is_some());
+    let is_brought_there =
+        |device: &Gpu| matches!(brought(&Input::Held(&joined), device).unwrap(), GpuPart::There(_));
+    assert!(is_brought_there(&device));
     let count = Gpu::count().unwrap();
     if count > 1 {
-        assert!(settled_on(&joined, &Gpu::open(1).unwrap()).unwrap().is_none());
+        assert!(!is_brought_there(&Gpu::open(1).unwrap()));
     }
 }
 

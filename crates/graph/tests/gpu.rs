@@ -1,6 +1,6 @@
 //! The forms of graphs for a GPU: how many kernels they are, and what stays as it was. What they
 //! compute is compared in `crates/engine/tests/gpu_form.rs` and, for every family, in
-//! `crates/caption/tests/gpu_forms.rs` and `crates/clip/tests/gpu_forms.rs`.
+//! `crates/caption/tests/families.rs` and `crates/clip/tests/goldens.rs`.
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};

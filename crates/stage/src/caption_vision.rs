@@ -82,27 +82,31 @@ impl Stage for CaptionVision {
             .map(|(read, request)| {
                 let Asked { wanted, .. } = read?;
                 let count = wanted.iter().filter(|wanted| **wanted).count();
-                let own = taken..taken + count;
-                taken += count;
                 let encoded = encoded.as_ref().map_err(Error::clone)?;
                 let [positions, width] = self.shared.facts.encoded_shape();
-                let shape = vec![request.batch, positions, width];
                 let each = positions * width;
-                if let Some(rows) = encoded.as_ref().filter(|_| count == request.batch) {
+                // Nothing was encoded where nobody wants it.
+                let own = encoded
+                    .as_ref()
+                    .map(|rows| rows.part(taken * each, vec![count, positions, width]));
+                taken += count;
+                let own = own.transpose()?;
+                if count == request.batch
+                    && let Some(own) = own
+                {
                     // Left where they are: a decoder on the same GPU reads them there.
-                    let rows = rows.part(own.start * each, shape)?;
-                    return Ok(vec![Tensor::held("picture_embeds", rows)]);
+                    return Ok(vec![Tensor::held("picture_embeds", own)]);
                 }
                 // Nobody reads the zeros of the others.
                 let mut values = vec![0.0; request.batch * each];
-                if let Some(rows) = encoded.as_ref().filter(|_| count > 0) {
-                    let found = rows.part(own.start * each, vec![count, positions, width])?;
-                    let found = found.to_host()?.as_slice::<f32>()?.chunks_exact(each);
+                if let Some(own) = own {
+                    let found = own.to_host()?.as_slice::<f32>()?.chunks_exact(each);
                     let places = values.chunks_exact_mut(each).zip(wanted);
                     for ((place, _), found) in places.filter(|(_, wanted)| *wanted).zip(found) {
                         place.copy_from_slice(found);
                     }
                 }
+                let shape = vec![request.batch, positions, width];
                 Ok(vec![Tensor::f32("picture_embeds", shape, values)])
             })
             .collect()

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use imprompt_cuda::{Feed, Part, Span, Stream};
 use imprompt_engine::{
-    Cache, CacheSpec, ElementType, Engine, Held, Input, Port, manifest::InputRange, settled_on,
+    Cache, CacheSpec, ElementType, Engine, Held, Input, Port, brought, manifest::InputRange,
 };
 use imprompt_error::{Error, Result};
 
@@ -153,28 +153,19 @@ impl TensorRtEngine {
 
     /// `input`, as a run has it: what is not of this stream is brought.
     fn given<'a>(&self, input: &Input<'a>, parts: &mut Vec<Part<'a>>) -> Result<Given<'a>> {
-        let view = match input {
-            Input::View(view) => *view,
-            Input::Held(held) => {
-                let own = held.as_any().downcast_ref::<TensorRtHeld>();
-                let span = own.map(|held| held.span(&self.stream)).transpose()?.flatten();
-                let source = match span {
-                    Some(span) => Some(Source::There(span)),
-                    None => settled_on(*held, self.stream.device())?
-                        .map(|spans| bring(parts, Part::There(spans))),
-                };
-                if let Some(source) = source {
-                    let (element_type, shape) = (held.element_type(), held.shape().to_vec());
-                    return Ok(Given { source, element_type, shape });
-                }
-                held.to_host()?
+        let own = match input {
+            Input::Held(held) => held.as_any().downcast_ref::<TensorRtHeld>(),
+            Input::View(_) => None,
+        };
+        let source = match own.map(|held| held.span(&self.stream)).transpose()?.flatten() {
+            Some(span) => Source::There(span),
+            None => {
+                parts.push(brought(input, self.stream.device())?);
+                Source::Brought(parts.len() - 1)
             }
         };
-        Ok(Given {
-            source: bring(parts, Part::Host(view.data().bytes())),
-            element_type: view.element_type(),
-            shape: view.shape().to_vec(),
-        })
+        let (element_type, shape) = (input.element_type(), input.shape().to_vec());
+        Ok(Given { source, element_type, shape })
     }
 
     /// `cache` as this runtime's.
@@ -185,12 +176,6 @@ impl TensorRtEngine {
         };
         cache.filter(is_own).ok_or_else(|| Error::internal("the cache is another runtime's"))
     }
-}
-
-/// Has `part` brought with `parts`.
-fn bring<'a>(parts: &mut Vec<Part<'a>>, part: Part<'a>) -> Source<'a> {
-    parts.push(part);
-    Source::Brought(parts.len() - 1)
 }
 
 /// The place of the port `name`.

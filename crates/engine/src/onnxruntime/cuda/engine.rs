@@ -22,7 +22,7 @@ use crate::onnxruntime::ports::Ports;
 use crate::onnxruntime::session::configure;
 use crate::onnxruntime::slab::{OnnxCache, Rows, Slab};
 use crate::onnxruntime::status;
-use crate::{Cache, CacheSpec, ElementType, Engine, EngineOptions, Held, Input, Port, settled_on};
+use crate::{Cache, CacheSpec, ElementType, Engine, EngineOptions, Held, Input, Port, brought};
 
 /// Free lengths are multiples of this, so that a recorded step serves many.
 const LENGTH_STEP: usize = 64;
@@ -85,7 +85,7 @@ impl CudaEngine {
         self.binding.clear();
         let mut key = Key::default();
         let mut given = 0;
-        let mut brought: Vec<Brought<'_>> = Vec::with_capacity(inputs.len());
+        let mut others: Vec<Brought<'_>> = Vec::with_capacity(inputs.len());
         for (name, input) in inputs {
             let index = self.inputs.find(name, "input")?;
             given += 1;
@@ -98,11 +98,11 @@ impl CudaEngine {
                     key.inputs.push((index, held.address(), held.shape().to_vec()));
                     self.binding.input(&self.inputs.c_names[index], held.pointer())?;
                 }
-                None => brought.push(Brought::new(index, input, &self.stream)?),
+                None => others.push(Brought::new(index, input, &self.stream)?),
             }
         }
-        let fed = self.feed(&brought)?;
-        for (input, (address, value)) in brought.iter().zip(&fed) {
+        let fed = self.feed(&others)?;
+        for (input, (address, value)) in others.iter().zip(&fed) {
             key.inputs.push((input.index, *address, input.shape.to_vec()));
             self.binding.input(&self.inputs.c_names[input.index], value.pointer())?;
         }
@@ -221,20 +221,10 @@ struct Brought<'a> {
 }
 
 impl<'a> Brought<'a> {
-    /// `input`, from the host unless it lies on the device of `stream`.
+    /// `input`, for a run on `stream`.
     fn new(index: usize, input: &Input<'a>, stream: &Stream) -> Result<Self> {
-        let view = match input {
-            Input::View(view) => *view,
-            Input::Held(held) => match settled_on(*held, stream.device())? {
-                Some(spans) => {
-                    let (shape, element_type) = (held.shape(), held.element_type());
-                    return Ok(Brought { index, shape, element_type, part: Part::There(spans) });
-                }
-                None => held.to_host()?,
-            },
-        };
-        let (shape, element_type) = (view.shape(), view.element_type());
-        Ok(Brought { index, shape, element_type, part: Part::Host(view.data().bytes()) })
+        let (shape, element_type) = (input.shape(), input.element_type());
+        Ok(Brought { index, shape, element_type, part: brought(input, stream.device())? })
     }
 }
 
